@@ -1,0 +1,229 @@
+"""Frozen settings from ``ddfs.toml``; every field with its unit and reason.
+
+Read once, in ``daemon.py``, ``cli/`` and ``hook.py``; everything else gets plain
+arguments. An unknown key is an error, because a misspelt limit is no limit. Standard
+library only, since the hook reads the settings too.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ddfs import errors
+
+DEFAULT_PATH: Final = Path("/etc/ddfs/ddfs.toml")
+
+# The variable that names another settings file.
+ENVIRONMENT: Final = "DDFS_CONFIG"
+
+# A hook that waits for minutes makes `virsh list` hang for minutes.
+MAX_GATE_WAIT_SECONDS: Final = 300.0
+
+
+@dataclass(frozen=True)
+class PrimarySettings:
+    """One primary storage: a directory, or the name of a libvirt pool. Exactly one of both."""
+
+    path: Path | None = None
+    pool: str | None = None
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """How the hook's questions are answered."""
+
+    # Seconds from the first hook that waits until all waiting hooks are answered.
+    wait: float = 10.0
+    # "refuse", or "start": the daemon starts the domain when its templates are here.
+    then: str = "refuse"
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Where mirrors may be, and which are near."""
+
+    # ISO 3166-1 alpha-2; mirrors there are tried first.
+    location: str | None = None
+    # Private address ranges that a remote document may name, in CIDR notation.
+    allow_networks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LibvirtSettings:
+    """Which libvirt."""
+
+    uri: str = "qemu:///system"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that an operator can say."""
+
+    # Templates appear in its directory templates/.
+    mountpoint: Path = Path("/srv/ddfs")
+    # The catalogue, and the heads of images.
+    state_dir: Path = Path("/var/lib/ddfs")
+    # The control API; 0660.
+    socket: Path = Path("/run/ddfs/ddfs.sock")
+    primary: Mapping[str, PrimarySettings] = field(
+        default_factory=lambda: {"default": PrimarySettings(Path("/var/lib/libvirt/images"))}
+    )
+    gate: GateSettings = GateSettings()
+    network: NetworkSettings = NetworkSettings()
+    libvirt: LibvirtSettings = LibvirtSettings()
+
+    @property
+    def templates_dir(self) -> Path:
+        """Where the templates appear."""
+        return self.mountpoint / "templates"
+
+    @property
+    def reader_socket(self) -> Path:
+        """The twin of ``socket`` that answers only what changes nothing."""
+        return self.socket.with_name(f"{self.socket.stem}-ro{self.socket.suffix}")
+
+
+def settings_path(option: str | None) -> Path:
+    """The file to read: ``--config``, else ``$DDFS_CONFIG``, else the default."""
+    return Path(option or os.environ.get(ENVIRONMENT) or DEFAULT_PATH)
+
+
+def load(option: str | None = None) -> Settings:
+    """The settings. A missing default file means the defaults; a named file must exist."""
+    path = settings_path(option)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if path == DEFAULT_PATH:
+            return Settings()
+        raise errors.ConfigError(f"{path}: no such settings file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise errors.ConfigError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return parse(document)
+    except errors.ConfigError as error:
+        raise errors.ConfigError(f"{path}: {error}") from error
+
+
+def parse(document: Mapping[str, Any]) -> Settings:
+    """Settings from a TOML document; raises :class:`errors.ConfigError` with the key's name."""
+    top = _Table("", document)
+    primary = top.table("primary")
+    settings = Settings(
+        mountpoint=top.path("mountpoint", Settings.mountpoint),
+        state_dir=top.path("state_dir", Settings.state_dir),
+        socket=top.path("socket", Settings.socket),
+        gate=_gate(top.table("gate")),
+        network=_network(top.table("network")),
+        libvirt=_libvirt(top.table("libvirt")),
+    )
+    if primary.keys:
+        stores = {name: _primary(primary.table(name)) for name in primary.keys}
+        if list(stores) != ["default"]:
+            raise errors.ConfigError("primary: this version has one storage, [primary.default]")
+        object.__setattr__(settings, "primary", stores)
+    top.refuse_unknown()
+    return settings
+
+
+def _primary(table: _Table) -> PrimarySettings:
+    path, pool = table.optional_path("path"), table.text("pool", None)
+    table.refuse_unknown()
+    if (path is None) == (pool is None):
+        raise errors.ConfigError(f"{table.name}: give either path or pool")
+    return PrimarySettings(path, pool)
+
+
+def _gate(table: _Table) -> GateSettings:
+    wait = table.number("wait", GateSettings.wait, 0.0, MAX_GATE_WAIT_SECONDS)
+    then = table.text("then", GateSettings.then)
+    table.refuse_unknown()
+    if then not in ("refuse", "start"):
+        raise errors.ConfigError(f'{table.name}.then: "refuse" or "start", not {then!r}')
+    return GateSettings(wait, then)
+
+
+def _network(table: _Table) -> NetworkSettings:
+    location = table.text("location", None)
+    networks = table.texts("allow_networks")
+    table.refuse_unknown()
+    if location is not None and not (len(location) == 2 and location.isalpha()):
+        raise errors.ConfigError(f"{table.name}.location: two letters, not {location!r}")
+    return NetworkSettings(location.lower() if location else None, networks)
+
+
+def _libvirt(table: _Table) -> LibvirtSettings:
+    uri = table.text("uri", LibvirtSettings.uri)
+    table.refuse_unknown()
+    return LibvirtSettings(uri or LibvirtSettings.uri)
+
+
+class _Table:
+    """A TOML table that remembers which of its keys somebody asked for."""
+
+    def __init__(self, name: str, values: Mapping[str, Any]) -> None:
+        self.name = name
+        self._values = values
+        self._known: set[str] = set()
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self._values)
+
+    def _full(self, key: str) -> str:
+        return f"{self.name}.{key}" if self.name else key
+
+    def _take(self, key: str, kind: type | tuple[type, ...], wanted: str) -> Any:
+        self._known.add(key)
+        value = self._values.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise errors.ConfigError(f"{self._full(key)}: {wanted}, not {value!r}")
+        return value
+
+    def table(self, key: str) -> _Table:
+        value = self._take(key, dict, "a table")
+        return _Table(self._full(key), value or {})
+
+    def text(self, key: str, default: str | None) -> str | None:
+        value: str | None = self._take(key, str, "a string")
+        return default if value is None else value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._take(key, list, "a list of strings") or []
+        if not all(isinstance(item, str) for item in value):
+            raise errors.ConfigError(f"{self._full(key)}: a list of strings, not {value!r}")
+        return tuple(value)
+
+    def number(self, key: str, default: float, low: float, high: float) -> float:
+        value = self._take(key, (int, float), "a number")
+        if value is None:
+            return default
+        if not low <= value <= high:
+            raise errors.ConfigError(f"{self._full(key)}: between {low:g} and {high:g}")
+        return float(value)
+
+    def optional_path(self, key: str) -> Path | None:
+        value = self._take(key, str, "a path")
+        if value is None:
+            return None
+        if not value.startswith("/") or "\0" in value:
+            raise errors.ConfigError(f"{self._full(key)}: an absolute path, not {value!r}")
+        return Path(os.path.normpath(value))
+
+    def path(self, key: str, default: Path) -> Path:
+        return self.optional_path(key) or default
+
+    def refuse_unknown(self) -> None:
+        unknown = sorted(set(self._values) - self._known)
+        if unknown:
+            known = ", ".join(sorted(self._known))
+            raise errors.ConfigError(f"{self._full(unknown[0])}: unknown key; known are {known}")

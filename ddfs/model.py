@@ -1,0 +1,403 @@
+"""The values that all of ddfs speaks in. Frozen, and validated when made.
+
+Ranges are half-open and in bytes; piece numbers start at 0; times are POSIX seconds.
+Nothing here does I/O. A value that cannot be right raises :class:`errors.InvalidValueError`
+where it came from outside (names, digests, addresses), ``ValueError`` where only our own
+code could have made it (ranges, piece numbers).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Self
+
+from ddfs import errors
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+GiB: Final = 1024 * MiB
+
+# The largest offset that pread() and the kernel's loff_t can say.
+MAX_SIZE: Final = 2**63 - 1
+
+# What a listing of images looks at: libvirt reads VIR_STORAGE_MAX_HEADER = 33,280 bytes,
+# and the kernel asks in powers of two.
+HEAD_LENGTH: Final = 64 * KiB
+
+# Pieces up to this length are fetched whole at registering, so that the head is verified.
+MAX_HEAD_PIECE_LENGTH: Final = 8 * MiB
+
+# The engine's own grid where the manifest has no pieces: large enough that 150 ms to the
+# first byte is noise, small enough that one bad piece costs little. Small files get small
+# pieces so that several mirrors can share them.
+OWN_PIECE_LENGTH: Final = 4 * MiB
+OWN_PIECE_LENGTH_SMALL: Final = 1 * MiB
+SMALL_FILE: Final = 64 * MiB
+
+# RFC 5854 section 4.2.16.1: 1 to 999999, lower is better, and this where none is given.
+LOWEST_PRIORITY: Final = 999_999
+
+
+class HashAlgorithm(enum.Enum):
+    """A whole-file or piece hash, named as IANA's "Hash Function Textual Names" does.
+
+    Members stand from weakest to strongest.
+    """
+
+    MD5 = "md5"
+    SHA1 = "sha-1"
+    SHA224 = "sha-224"
+    SHA256 = "sha-256"
+    SHA384 = "sha-384"
+    SHA512 = "sha-512"
+
+    @property
+    def digest_size(self) -> int:
+        """Length of a digest in bytes."""
+        return _DIGEST_SIZES[self]
+
+    @property
+    def strength(self) -> int:
+        """Order among the algorithms: higher is stronger."""
+        return list(HashAlgorithm).index(self)
+
+    @property
+    def is_strong(self) -> bool:
+        """Whether a match proves anything against somebody who wants a collision."""
+        return self.strength >= HashAlgorithm.SHA224.strength
+
+    def hasher(self) -> _Hash:
+        """A fresh hashlib object."""
+        return hashlib.new(self.value.replace("-", ""), usedforsecurity=False)
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """The algorithm called *name* (``sha256``, ``SHA-256``, ``sha-256``), or None.
+
+        Unknown names are no error: RFC 5854 asks to pass over them.
+        """
+        plain = name.strip().lower().replace("-", "").replace("_", "")
+        return next((a for a in cls if a.value.replace("-", "") == plain), None)
+
+
+_DIGEST_SIZES: Final = {a: a.hasher().digest_size for a in HashAlgorithm}
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The hash of a whole file: algorithm and value in lower-case hexadecimal."""
+
+    algorithm: HashAlgorithm
+    hexdigest: str
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(rf"[0-9a-f]{{{2 * self.algorithm.digest_size}}}", self.hexdigest) is None:
+            raise errors.InvalidValueError(
+                f"{self.hexdigest[:140]!r} is no {self.algorithm.value} digest: it takes "
+                f"{2 * self.algorithm.digest_size} hexadecimal digits"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.algorithm.value}:{self.hexdigest}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``ALG:HEX``, or from ``{ALG}HEX`` as CloudStack's users have it."""
+        match = re.fullmatch(r"\{([^{}]{1,20})\}(.*)|([^:]{1,20}):(.*)", text.strip())
+        name = (match[1] or match[3]) if match else None
+        algorithm = HashAlgorithm.parse(name) if name else None
+        if match is None or algorithm is None:
+            known = ", ".join(a.value for a in HashAlgorithm)
+            raise errors.InvalidValueError(
+                f"{text[:140]!r} is no checksum: write ALG:HEX, with ALG one of {known}"
+            )
+        value = match[2] if match[1] else match[4]
+        return cls(algorithm, value.strip().lower())
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ByteRange:
+    """Bytes *start* to *end* - 1 of a file. Never empty."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"not a range of bytes: {self.start} to {self.end}")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def intersection(self, other: ByteRange) -> ByteRange | None:
+        """The bytes that both have, or None."""
+        start, end = max(self.start, other.start), min(self.end, other.end)
+        return ByteRange(start, end) if start < end else None
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How a file of *size* bytes falls into pieces of *piece_length*; the last is shorter.
+
+    An empty file has no pieces.
+    """
+
+    size: int
+    piece_length: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.size <= MAX_SIZE or self.piece_length <= 0:
+            raise ValueError(f"not a grid: {self.size} bytes in pieces of {self.piece_length}")
+
+    @property
+    def count(self) -> int:
+        """Number of pieces."""
+        return -(-self.size // self.piece_length)
+
+    def bytes_of(self, piece: int) -> ByteRange:
+        """The bytes of *piece*."""
+        if not 0 <= piece < self.count:
+            raise ValueError(f"no piece {piece} in {self.count}")
+        start = piece * self.piece_length
+        return ByteRange(start, min(start + self.piece_length, self.size))
+
+    def pieces_under(self, wanted: ByteRange) -> range:
+        """The pieces that *wanted* touches; what lies behind the end of the file has none."""
+        end = min(wanted.end, self.size)
+        return range(wanted.start // self.piece_length, -(-end // self.piece_length))
+
+
+@dataclass(frozen=True, slots=True)
+class PieceMap:
+    """The hash of every piece of a file.
+
+    ``digests`` holds them one behind the other: 400,000 pieces are then 12.8 MB and not
+    some hundred MB of objects.
+    """
+
+    algorithm: HashAlgorithm
+    piece_length: int
+    digests: bytes
+
+    def __post_init__(self) -> None:
+        if self.piece_length <= 0 or len(self.digests) % self.algorithm.digest_size:
+            raise ValueError(
+                f"not a piece map: {len(self.digests)} bytes of {self.algorithm.value} "
+                f"for pieces of {self.piece_length}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.digests) // self.algorithm.digest_size
+
+    def __getitem__(self, piece: int) -> bytes:
+        if not 0 <= piece < len(self):
+            raise IndexError(piece)
+        width = self.algorithm.digest_size
+        return self.digests[piece * width : (piece + 1) * width]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """One address that serves the bytes of a template.
+
+    ``priority`` is RFC 5854's: 1 to 999999, lower is better. ``location`` is a lower-case
+    ISO 3166-1 alpha-2 code. ``max_connections`` is what the document allows to this mirror.
+    """
+
+    url: str
+    priority: int = LOWEST_PRIORITY
+    location: str | None = None
+    max_connections: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a source resolves to.
+
+    ``name`` is the file name in the document, for people; nothing is stored under it.
+    ``size`` is None until mirrors were asked. ``size_is_stated`` says that the document,
+    not a mirror, gave it. ``digests`` go from strongest to weakest. ``mirrors`` stand in
+    the order in which to try them, best first. ``notes`` are what the reader of the
+    document passed over and a person may want to know.
+    """
+
+    name: str
+    size: int | None
+    digests: tuple[Digest, ...]
+    pieces: PieceMap | None
+    mirrors: tuple[Mirror, ...]
+    size_is_stated: bool = True
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not 0 <= self.size <= MAX_SIZE:
+            raise ValueError(f"not a size: {self.size}")
+        ordered = tuple(sorted(self.digests, key=lambda d: -d.algorithm.strength))
+        object.__setattr__(self, "digests", ordered)
+        if self.pieces is not None and self.size is not None:
+            expected = Grid(self.size, self.pieces.piece_length).count
+            if len(self.pieces) != expected:
+                raise ValueError(f"{len(self.pieces)} piece hashes where {expected} are needed")
+
+    @property
+    def digest(self) -> Digest | None:
+        """The strongest whole-file digest, the one that decides."""
+        return self.digests[0] if self.digests else None
+
+    @cached_property
+    def content_id(self) -> str:
+        """Names the content, wherever it comes from: ``sha-256:HEX``.
+
+        Two manifests with the same strongest digest are the same content. With piece
+        hashes alone it is the SHA-256 over them and the size; without any hash there is
+        nothing to tell contents apart by, and that is refused.
+        """
+        if self.digest is not None:
+            return str(self.digest)
+        if self.pieces is None:
+            raise errors.DocumentError(
+                f"{self.name}: nothing to verify it by; give a checksum with --checksum ALG:HEX"
+            )
+        whole = hashlib.sha256(f"{self.size} {self.pieces.piece_length} ".encode())
+        whole.update(self.pieces.algorithm.value.encode() + b" " + self.pieces.digests)
+        return f"pieces:{whole.hexdigest()}"
+
+    @property
+    def is_readable_early(self) -> bool:
+        """Whether a reader may have verified pieces before the whole file is here.
+
+        It takes piece hashes, and a size that the document states: a mirror's word on the
+        size would otherwise decide what the file is.
+        """
+        return self.pieces is not None and self.size_is_stated and self.size is not None
+
+    @property
+    def grid(self) -> Grid:
+        """The pieces that a fetch works in: the document's, or the engine's own."""
+        if self.size is None:
+            raise ValueError("no grid before the size is known")
+        if self.pieces is not None:
+            return Grid(self.size, self.pieces.piece_length)
+        own = OWN_PIECE_LENGTH_SMALL if self.size <= SMALL_FILE else OWN_PIECE_LENGTH
+        return Grid(self.size, own)
+
+
+class ImageFormat(enum.Enum):
+    """What a template is; the value is the suffix of its name in the pool."""
+
+    QCOW2 = "qcow2"
+    RAW = "img"
+    ISO = "iso"
+    VMDK = "vmdk"
+    VHD = "vhd"
+    VHDX = "vhdx"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From the name that people use: the suffix, or ``raw``."""
+        plain = text.strip().lower().removeprefix(".")
+        try:
+            return cls("img" if plain == "raw" else plain)
+        except ValueError:
+            known = "qcow2, raw (img), iso, vmdk, vhd, vhdx"
+            raise errors.InvalidValueError(f"unknown format {text!r}: use one of {known}") from None
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+
+
+def validate_template_name(name: str) -> str:
+    """*name* itself, if a template may be called so."""
+    if _NAME.fullmatch(name) is None:
+        raise errors.InvalidValueError(
+            f"{name[:140]!r} cannot be a template's name: use 1 to 128 letters, digits and "
+            "._-+, starting with a letter or digit"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A name bound for ever to one content.
+
+    ``row`` never comes back after removal, so that what derives from it (the inode
+    numbers) does not either. ``head_is_verified``: its head was hashed and inspected at
+    registering. ``is_readable_early`` as in :class:`Manifest`.
+    """
+
+    row: int
+    name: str
+    format: ImageFormat
+    content_id: str
+    size: int
+    virtual_size: int | None
+    source: str
+    added_at: float
+    head_is_verified: bool
+    is_readable_early: bool
+
+    def __post_init__(self) -> None:
+        validate_template_name(self.name)
+
+    @property
+    def file_name(self) -> str:
+        """Its name in the template pool."""
+        return f"{self.name}.{self.format.value}"
+
+    @property
+    def published_name(self) -> str:
+        """Its name in primary storage, ``NAME@DIGEST12.FORMAT``."""
+        return f"{self.name}@{self.content_id.rpartition(':')[2][:12]}.{self.format.value}"
+
+
+class SpoolState(enum.Enum):
+    """How far a content has come on a primary storage."""
+
+    ABSENT = "not-downloaded"
+    FETCHING = "downloading"
+    PUBLISHED = "downloaded"
+    FAILED = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """A complete file in primary storage, and how to see that it is still the same.
+
+    Owner and ctime are not part of it: libvirt changes them at every start.
+    """
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolReference:
+    """The fact that a content is (being) stored on a primary storage.
+
+    ``bytes_here`` counts verified (or, without piece hashes, received) bytes at
+    ``updated_at``. ``published`` is there exactly in the state PUBLISHED, ``last_error``
+    in FAILED, and after a failure that was followed by another try.
+    """
+
+    content_id: str
+    primary: str
+    state: SpoolState
+    bytes_here: int
+    updated_at: float
+    published: PublishedFile | None = None
+    last_error: str | None = None
+
