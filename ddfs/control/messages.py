@@ -1,0 +1,169 @@
+"""What crosses the control socket, as frozen dataclasses.
+
+The API's document (``GET /openapi.json``) is made from these classes, and the client
+decodes into them. Sizes are in bytes, lengths of time in seconds, points in time in POSIX
+seconds. Only the standard library is imported: ``ddfs status`` has to start fast.
+
+New fields get a default, so that a client and a daemon of neighbouring versions still
+understand each other; a field never changes its meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStatus:
+    """One mirror of a running or ended fetch.
+
+    ``state`` is the engine's word for it (``idle``, ``busy``, ``cooling``, ``out``);
+    ``rejected_pieces`` counts pieces whose hash was wrong.
+    """
+
+    url: str
+    bytes_received: int
+    bytes_per_second: float
+    state: str
+    last_error: str | None = None
+    rejected_pieces: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateStatus:
+    """A template, and how far its content has come on this host.
+
+    ``format`` is the suffix of its name in the pool, ``file_name`` that name, ``path`` the
+    whole path in the mount. ``state`` is the value of a :class:`ddfs.model.SpoolState`:
+    ``not-downloaded``, ``downloading``, ``downloaded`` or ``error``. ``bytes_here`` counts
+    verified (without piece hashes: received) bytes. ``published_path`` is there exactly in
+    the state ``downloaded``. After a failure ``last_error`` says why, and ``retry_in`` in
+    how many seconds the next demand may start a fetch again (None: at once).
+    ``head_is_verified`` and ``is_readable_early`` are explained in :mod:`ddfs.model`;
+    the latter is called ``readable_early`` here.
+    """
+
+    name: str
+    format: str
+    file_name: str
+    path: str
+    size: int
+    virtual_size: int | None
+    source: str
+    content_id: str
+    state: str
+    bytes_here: int
+    bytes_per_second: float
+    seconds_left: float | None
+    published_path: str | None
+    last_error: str | None
+    retry_in: float | None
+    added_at: float
+    head_is_verified: bool
+    readable_early: bool
+    mirrors: tuple[MirrorStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AddTemplate:
+    """The body of ``POST /v1/templates``.
+
+    ``checksum`` is ``ALG:HEX``; ``file`` chooses one of a metalink's files by its name;
+    ``format`` as people write it, None where the image says it itself.
+    """
+
+    name: str
+    source: str
+    format: str | None = None
+    checksum: str | None = None
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateFile:
+    """One file under the mount that a domain needs.
+
+    ``optional``: the domain starts without it where it is missing (startupPolicy).
+    """
+
+    path: str
+    writable: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GateQuestion:
+    """The body of ``POST /gate``: may *domain* start, which needs *files*?"""
+
+    domain: str
+    files: tuple[GateFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GateAnswer:
+    """``message`` is one line for the person who starts the domain; empty if allowed."""
+
+    allowed: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DefinePool:
+    """The body of ``POST /v1/pool``. Without a name the daemon chooses one."""
+
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """The libvirt pool on the mount. ``volumes`` is None while the pool is not active.
+
+    After ``undefine`` it is the pool that was: not active, its ``path`` still named.
+    """
+
+    name: str
+    path: str
+    active: bool
+    volumes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryStatus:
+    """A primary storage and its room."""
+
+    name: str
+    path: str
+    bytes_total: int
+    bytes_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """The daemon. ``fetching``, ``published``, ``failed`` and ``total`` count templates.
+
+    ``uptime`` is in seconds, ``bytes_per_second`` the sum over all fetches.
+    """
+
+    version: str
+    pid: int
+    uptime: float
+    mountpoint: str
+    templates_dir: str
+    fetching: int
+    published: int
+    total: int
+    failed: int = 0
+    bytes_per_second: float = 0.0
+    primary: tuple[PrimaryStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The body of every answer that is an error.
+
+    ``kind`` is :meth:`ddfs.errors.DdfsError.kind` of what was raised, ``message`` its whole
+    text. ``internal`` is the kind of what nobody foresaw (status 500).
+    """
+
+    kind: str
+    message: str

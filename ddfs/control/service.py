@@ -1,0 +1,98 @@
+"""What the control API needs from the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ddfs.control.messages import (
+    AddTemplate,
+    DaemonStatus,
+    GateAnswer,
+    GateQuestion,
+    PoolStatus,
+    TemplateStatus,
+)
+
+
+class Service(Protocol):
+    """The daemon, as the API sees it. ``daemon.py`` implements it.
+
+    Every method runs in the daemon's event loop. What is not ``async`` answers from memory.
+    All may raise any :class:`ddfs.errors.DdfsError`; the API gives it to the caller with its
+    HTTP status, and the client raises it again there. Names are template names without
+    their format: what people type is cleaned up by the command line
+    (:func:`ddfs.cli.names.template_name`).
+
+    An ``async`` method may be cancelled at any ``await`` (the caller hung up, the daemon
+    ends) and must then leave things as if it had not been asked, or had been served whole.
+    """
+
+    def daemon_status(self) -> DaemonStatus:
+        """The daemon in figures."""
+        ...
+
+    def templates(self) -> list[TemplateStatus]:
+        """All templates, sorted by name."""
+        ...
+
+    def template(self, name: str) -> TemplateStatus:
+        """One template; :class:`~ddfs.errors.UnknownTemplateError`."""
+        ...
+
+    async def add_template(self, request: AddTemplate) -> TemplateStatus:
+        """Registers a template and returns it.
+
+        Asking again for the same name with the same content returns the one that is there;
+        with other content it is :class:`~ddfs.errors.TemplateExistsError`.
+        """
+        ...
+
+    async def remove_template(self, name: str, purge: bool) -> None:
+        """Forgets a template; with *purge* the published file goes too.
+
+        :class:`~ddfs.errors.UnknownTemplateError`, :class:`~ddfs.errors.TemplateInUseError`.
+        """
+        ...
+
+    def prefetch(self, names: Sequence[str]) -> list[TemplateStatus]:
+        """Starts fetches by hand, also of what rests after a failure; does not wait.
+
+        All or none: one unknown name starts nothing.
+        """
+        ...
+
+    def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
+        """Ends running fetches; what is here is kept. No error where none is running."""
+        ...
+
+    async def gate(self, question: GateQuestion) -> GateAnswer:
+        """Answers the hook, within the window of ``gate.wait`` seconds.
+
+        A refusal is an answer, not an error.
+        """
+        ...
+
+    async def define_pool(self, name: str | None) -> PoolStatus:
+        """Defines and starts the libvirt pool on the mount, or adopts the one there."""
+        ...
+
+    async def refresh_pool(self) -> PoolStatus:
+        """Makes libvirt look at the pool again."""
+        ...
+
+    async def undefine_pool(self) -> PoolStatus:
+        """Takes the pool away from libvirt; nothing in it is deleted."""
+        ...
+
+    async def domain_templates(self, domain: str) -> list[TemplateStatus]:
+        """The templates that *domain* needs, their fetches started (as by hand)."""
+        ...
+
+    async def start_domain(self, domain: str) -> None:
+        """Starts *domain*; returns when libvirt has."""
+        ...
+
+    def metrics(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        ...
