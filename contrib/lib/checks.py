@@ -1,0 +1,70 @@
+"""What contrib/test runs, one step after the other, with the time that each took.
+
+All steps run even when one failed, so that a run shows everything that is wrong; pytest is
+the last, so that its summary closes the output.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+TOP: Final = Path(__file__).resolve().parents[2]
+BIN: Final = Path(sys.executable).parent
+
+# Debian 13 has /tmp in memory, and the tests make images.
+TEMPORARY: Final = "/var/tmp"
+
+
+def main(pytest_arguments: list[str]) -> int:
+    if os.geteuid() != 0:
+        print("contrib/test: run it as root: the tests mount file systems", file=sys.stderr)
+        return 2
+    sources = ["ddfs", "tests", "contrib"]
+    failed = [
+        name
+        for name, *command in (
+            ["ruff check", "ruff", "check", *sources],
+            ["ruff format", "ruff", "format", "--check", *sources],
+            ["mypy", "mypy"],
+            ["codespell", "codespell"],
+        )
+        if not _step(name, command)
+    ]
+    with tempfile.TemporaryDirectory(prefix="ddfs-test-", dir=TEMPORARY) as scratch:
+        if not _pytest(pytest_arguments, Path(scratch), failed):
+            return 1
+    return 1 if failed else 0
+
+
+def _step(name: str, command: list[str]) -> bool:
+    began = time.monotonic()
+    code = subprocess.run([BIN / command[0], *command[1:]], cwd=TOP, check=False).returncode
+    outcome = "ok" if code == 0 else f"FAILED with {code}"
+    print(f"contrib/test: {name}: {outcome}, {time.monotonic() - began:.1f} s", flush=True)
+    return code == 0
+
+
+def _pytest(arguments: list[str], scratch: Path, failed: list[str]) -> bool:
+    # Said before, because pytest has the last word.
+    if failed:
+        print(f"contrib/test: failed so far: {', '.join(failed)}", flush=True)
+    command = [
+        *(BIN / "pytest", f"--basetemp={scratch}/pytest", "--durations=10"),
+        *("--cov", "--cov-branch", "--cov-report=term:skip-covered", *arguments),
+    ]
+    environment = {
+        **os.environ,
+        "TMPDIR": str(scratch),
+        "COVERAGE_FILE": f"{scratch}/coverage",
+    }
+    return subprocess.run(command, cwd=TOP, env=environment, check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

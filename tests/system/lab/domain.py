@@ -1,0 +1,73 @@
+"""Small domains, and the overlays that they write to."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One disk of a domain."""
+
+    path: Path
+    format: str = "qcow2"
+    is_readonly: bool = False
+    device: str = "disk"
+
+    def xml(self, target: str) -> str:
+        bus = "sata" if self.device == "cdrom" else "virtio"
+        return (
+            f"<disk type='file' device='{self.device}'><driver name='qemu' type='{self.format}'/>"
+            f"<source file={quoteattr(str(self.path))}/><target dev='{target}' bus='{bus}'/>"
+            f"{'<readonly/>' if self.is_readonly else ''}</disk>"
+        )
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain without a network or a display; what it says on its serial port is in *serial*.
+
+    Emulated, not KVM: it takes a second to boot a boot sector either way, and works everywhere.
+    """
+
+    name: str
+    disks: tuple[Disk, ...]
+    serial: Path | None = None
+
+    @property
+    def xml(self) -> str:
+        disks = "".join(
+            disk.xml(f"{'sd' if disk.device == 'cdrom' else 'vd'}{chr(ord('a') + number)}")
+            for number, disk in enumerate(self.disks)
+        )
+        serial = (
+            f"<serial type='file'><source path={quoteattr(str(self.serial))}/></serial>"
+            if self.serial
+            else ""
+        )
+        return (
+            f"<domain type='qemu'><name>{self.name}</name><memory unit='MiB'>64</memory>"
+            "<os><type arch='x86_64' machine='q35'>hvm</type><boot dev='hd'/></os>"
+            "<features><acpi/></features>"
+            f"<devices>{disks}{serial}<controller type='usb' model='none'/>"
+            "<memballoon model='none'/></devices></domain>"
+        )
+
+    def serial_text(self) -> str:
+        """What it has said so far."""
+        if self.serial is None or not self.serial.exists():
+            return ""
+        return self.serial.read_text(errors="replace")
+
+
+def make_overlay(path: Path, backing: Path, *, backing_format: str = "qcow2") -> Path:
+    """A qcow2 overlay whose backing file is named *backing*. qemu-img opens that to read its
+    size, as it does for everybody who makes an overlay; with a template that is not here yet
+    its size is read from the head.
+    """
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", backing_format, "-b", backing, path]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return path

@@ -1,0 +1,146 @@
+"""A libvirtd of one's own on the usual paths, which in here are nobody else's.
+
+Its configuration, state, logs and sockets are empty tmpfs mounts over libvirt's directories,
+made inside :mod:`lab.namespace`; the host's libvirt, which may well be running, sees nothing
+of it. No systemd, no D-Bus and no cgroups are in sight of it, so that it registers no machine
+anywhere; it starts no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from lab import namespace
+from lab.domain import Domain
+from lab.processes import LabError, Process, wait_until
+
+URI: Final = "qemu:///system"
+
+# Those that libvirt uses, and the bus over which it would reach systemd-machined.
+HIDDEN: Final = (
+    "/etc/libvirt",
+    "/run/libvirt",
+    "/var/lib/libvirt",
+    "/var/cache/libvirt",
+    "/var/log/libvirt",
+    "/run/dbus",
+)
+
+HOOKS: Final = Path("/etc/libvirt/hooks")
+
+LIBVIRTD_CONF: Final = """\
+unix_sock_group = "root"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+log_level = 3
+log_outputs = "3:stderr"
+"""
+
+# stdio_handler "file" needs no virtlogd.
+QEMU_CONF: Final = """\
+security_driver = "none"
+stdio_handler = "file"
+"""
+
+# Far longer than any call here takes, also with a hook that waits for its whole window.
+VIRSH_SECONDS: Final = 90
+
+
+class Libvirtd:
+    """``with Libvirtd(logs) as libvirtd``: running inside; its domains are gone afterwards."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._process: Process | None = None
+
+    def __enter__(self) -> Libvirtd:
+        if not namespace.is_inside():
+            raise LabError("a libvirtd of one's own needs lab.namespace around it")
+        _hide_the_hosts()
+        Path("/etc/libvirt/libvirtd.conf").write_text(LIBVIRTD_CONF)
+        Path("/etc/libvirt/qemu.conf").write_text(QEMU_CONF)
+        HOOKS.mkdir()
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            with contextlib.suppress(LabError, subprocess.TimeoutExpired):
+                self.remove_domains()
+            self._process.close()
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        command = ["libvirtd", "--pid-file", "/run/libvirt/libvirtd.pid"]
+        process = self._process = Process(command, self._logs / "libvirtd.log")
+        process.wait_until(self._answers, "libvirtd answers", seconds=60)
+
+    def stop(self) -> None:
+        """Its domains go on running, as they do on a real host."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def install_hook(self, text: str) -> None:
+        """Puts the script where libvirt looks for it; SIGHUP makes it look again."""
+        hook = HOOKS / "qemu"
+        hook.write_text(text)
+        hook.chmod(0o755)
+        if self._process is not None:
+            self._process.signal(1)
+            # libvirtd reloads when it gets round to it, and says nothing about it.
+            wait_until(self._answers, "libvirtd answers after a reload")
+
+    def virsh(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """One virsh call; LabError with what it said when it failed and *check* is true."""
+        command = ["virsh", "-q", "-c", URI, *map(str, arguments)]
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=VIRSH_SECONDS, check=False
+        )
+        if check and result.returncode != 0:
+            raise LabError(f"virsh {' '.join(map(str, arguments))}: {result.stderr.strip()}")
+        return result
+
+    def define(self, domain: Domain, directory: Path) -> None:
+        path = directory / f"{domain.name}.xml"
+        path.write_text(domain.xml)
+        self.virsh("define", path)
+
+    def qemu_pid(self, name: str) -> int:
+        """The process of a running domain."""
+        return int(Path(f"/run/libvirt/qemu/{name}.pid").read_text())
+
+    def remove_domains(self) -> None:
+        """Destroys and undefines all."""
+        for name in self.virsh("list", "--name").stdout.split():
+            self.virsh("destroy", name, check=False)
+        for name in self.virsh("list", "--all", "--name").stdout.split():
+            self.virsh("undefine", name, check=False)
+
+    def remove_pools(self) -> None:
+        for name in self.virsh("pool-list", "--all", "--name").stdout.split():
+            self.virsh("pool-destroy", name, check=False)
+            self.virsh("pool-undefine", name, check=False)
+
+    def _answers(self) -> bool:
+        return self.virsh("version", check=False).returncode == 0
+
+
+def _hide_the_hosts() -> None:
+    for directory in HIDDEN:
+        if directory == "/run/dbus" and not os.path.isdir(directory):
+            continue
+        # /run/libvirt alone may be missing: on a host whose libvirtd never ran.
+        os.makedirs(directory, exist_ok=True)
+        namespace.mount("ddfs-lab", directory, "tmpfs", 0)
+        os.chmod(directory, 0o755)
+    # Hidden would not do: libvirt looks for cgroups in the list of mounts.
+    while os.path.ismount("/sys/fs/cgroup"):
+        subprocess.run(["umount", "-n", "--recursive", "--lazy", "/sys/fs/cgroup"], check=True)
+    if shutil.which("libvirtd") is None:
+        raise LabError("libvirtd is not installed; run contrib/setup")
