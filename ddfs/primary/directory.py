@@ -1,0 +1,335 @@
+"""A directory of this host as primary storage.
+
+Partial files lie on the same file system as the published ones, so that publishing is a
+rename and never a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ddfs import errors
+from ddfs.model import MiB, PublishedFile
+from ddfs.primary import kernel, publish
+from ddfs.primary.room import Ledger
+
+log = logging.getLogger(__name__)
+
+_PARTIAL_SUFFIX: Final = ".part"
+_JOURNAL_SUFFIX: Final = ".journal"
+_LOCK_NAME: Final = "lock"
+_PROBE_PREFIX: Final = ".ddfs-probe-"
+
+# As model.Manifest.content_id makes them. They become file names, so nothing else may pass.
+_CONTENT_ID: Final = re.compile(r"([a-z0-9-]{1,20}):([0-9a-f]{1,128})")
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+
+
+class DirectoryStorage:
+    """The directory *path*, called *name* in the settings.
+
+    ``prepare`` comes first and ``close`` last, each once and alone. Between them every
+    method may run in any thread at any time; two calls about one content are the caller's
+    to keep apart (the spool has one fetch per content). All raise
+    :class:`errors.StorageError`, and :class:`errors.StorageFullError` when the disk is full.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        self._partial_dir: Path | None = None
+        self._device = -1
+        self._lock_fd = -1
+        self._room = Ledger()
+        self._room_lock = threading.Lock()
+
+    @property
+    def partial_dir(self) -> Path:
+        """Where partial files and journals lie; found by ``prepare``."""
+        if self._partial_dir is None:
+            raise RuntimeError("prepare() comes first")
+        return self._partial_dir
+
+    def prepare(self) -> None:
+        """Check the directory, find the place for partial files, lock it.
+
+        The place is ``.ddfs-BASENAME`` beside the directory if a rename from there into it
+        works, because libvirt lists everything in a pool as a volume; else ``.ddfs`` in it.
+        Only trying tells: a bind mount has the same st_dev and still gives EXDEV.
+        Raises :class:`errors.AlreadyRunningError` when another process holds the lock.
+        After a failure nothing is held.
+        """
+        if self._lock_fd >= 0:
+            raise RuntimeError("prepare() once")
+        self._check()
+        self._partial_dir = self._find_partial_dir()
+        self._lock_fd = self._lock(self._partial_dir / _LOCK_NAME)
+        self._sweep_probes()
+
+    def close(self) -> None:
+        """Let go of the lock; partial files stay."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+        self._lock_fd = -1
+
+    # Files
+
+    def partial_path(self, content_id: str) -> Path:
+        """Where the partial file of *content_id* lies, whether it is there or not."""
+        return self.partial_dir / (_stem(content_id) + _PARTIAL_SUFFIX)
+
+    def journal_path(self, content_id: str) -> Path:
+        """Where its journal lies."""
+        return self.partial_dir / (_stem(content_id) + _JOURNAL_SUFFIX)
+
+    def publish(self, partial: Path, name: str) -> PublishedFile:
+        """Make the complete and verified *partial* the read-only file *name* in the directory.
+
+        Durable when it returns. Can be called again after a crash or an error at any point,
+        also when *partial* has been moved already; then the file may have the name that the
+        first call gave it. Once the result is recorded, call ``discard``.
+        Raises :class:`errors.NameTakenError` when a file that is not ours has the name.
+        """
+        if (
+            name in ("", ".", "..")
+            or "/" in name
+            or "\0" in name
+            or partial.parent != self.partial_dir
+        ):
+            raise ValueError(f"{partial} is not in {self.partial_dir}")
+        with self._translated(f"cannot publish {name}"):
+            return publish.Publication(partial, self.path, name).run()
+
+    def discard(self, content_id: str) -> None:
+        """Remove the partial file, the journal and the publishing mark; none there is fine."""
+        stem = _stem(content_id)
+        with self._translated("cannot remove a partial file"):
+            for suffix in (_JOURNAL_SUFFIX, _PARTIAL_SUFFIX, publish.MARK_SUFFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.partial_dir / (stem + suffix))
+
+    def identify(self, path: Path) -> PublishedFile | None:
+        """The regular file at *path* as it is now; None for anything else. Follows no link."""
+        with self._translated(f"cannot look at {path}"):
+            return publish.look_at(path)
+
+    def is_intact(self, published: PublishedFile) -> bool:
+        """Whether *published* is still the file that was published.
+
+        Inode, size and mtime; the device must be the one of then or the storage's of now,
+        since device numbers change at a reboot. Owner and ctime are libvirt's to change.
+        """
+        found = self.identify(Path(published.path))
+        return (
+            found is not None
+            and publish.is_same_file(found, published)
+            and found.device in (published.device, self._device)
+        )
+
+    def purge(self, published: PublishedFile) -> None:
+        """Delete *published*; gone already is fine, another file in its place is refused."""
+        path = Path(published.path)
+        if self.identify(path) is None and not os.path.lexists(path):
+            return
+        if not self.is_intact(published):
+            raise errors.StorageError(
+                f"{path} is not the file that ddfs put there any more; it was not deleted"
+            )
+        with self._translated(f"cannot delete {path}"):
+            _unlink_immutable(path)
+            kernel.sync_directory(path.parent)
+
+    # Room
+
+    def reserve(self, content_id: str, bytes: int) -> None:  # noqa: A002 -- the unit is the name
+        """Promise room for *bytes* in all to *content_id*, in place of an older promise.
+
+        What its partial file has already does not count twice. Raises
+        :class:`errors.StorageFullError`, and then an older promise still holds.
+        """
+        with self._room_lock:
+            for other in {*self._room.contents(), content_id}:
+                self._room.note_written(other, self._allocated(other))
+            written = self._allocated(content_id)
+            total, free = self.figures()
+            missing = self._room.missing(content_id, bytes, written, total, free)
+            if missing:
+                raise errors.StorageFullError(
+                    f"{self.path}: {_megabytes(missing)} more are needed ({_megabytes(bytes)} in "
+                    f"all, {_megabytes(free)} free, {_megabytes(self._room.outstanding())} of them "
+                    "promised to other fetches); free some room, then try again"
+                )
+            self._room.promise(content_id, bytes, written)
+
+    def note_written(self, content_id: str, bytes: int) -> None:  # noqa: A002
+        """*bytes* of the partial file are written, counted from its beginning to be.
+
+        Optional: ``reserve`` looks at the files' blocks itself. It helps where the file
+        system compresses. Never blocks on I/O, but for a ``reserve`` in another thread.
+        """
+        with self._room_lock:
+            self._room.note_written(content_id, bytes)
+
+    def release(self, content_id: str) -> None:
+        """Give the promised room back; none is fine."""
+        with self._room_lock:
+            self._room.release(content_id)
+
+    def figures(self) -> tuple[int, int]:
+        """Size of the file system and what an ordinary user could still write, in bytes."""
+        with self._translated("cannot ask for free room"):
+            answer = os.statvfs(self.path)
+        return answer.f_blocks * answer.f_frsize, answer.f_bavail * answer.f_frsize
+
+    def _allocated(self, content_id: str) -> int:
+        with self._translated("cannot look at a partial file"):
+            try:
+                return os.lstat(self.partial_path(content_id)).st_blocks * 512
+            except FileNotFoundError:
+                return 0
+
+    # Preparing
+
+    def _check(self) -> None:
+        setting = f"set another path in [primary.{self.name}]"
+        if not self.path.is_absolute():
+            raise errors.StorageError(f"{self.path}: not an absolute path; {setting}")
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            raise errors.StorageError(
+                f"{self.path} does not exist; make it, or {setting}"
+            ) from None
+        except OSError as error:
+            raise errors.StorageError(f"{self.path}: {error.strerror}; {setting}") from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise errors.StorageError(f"{self.path} is no directory; {setting}")
+
+    def _find_partial_dir(self) -> Path:
+        beside = self.path.parent / f".ddfs-{self.path.name}"
+        if self.path.name:
+            try:
+                self._try(beside)
+                return beside
+            except OSError as error:
+                log.debug("no partial files in %s: %s", beside, error.strerror)
+        with self._translated("cannot be written to"):
+            self._try(self.path / ".ddfs")
+        return self.path / ".ddfs"
+
+    def _try(self, directory: Path) -> None:
+        """Make *directory* and move a file from it into the pool; leave nothing new on failure."""
+        try:
+            os.mkdir(directory, 0o700)
+            is_new = True
+        except FileExistsError:
+            is_new = False
+        try:
+            _own(directory)
+            self._move_probe(directory)
+        except OSError:
+            if is_new:
+                os.rmdir(directory)
+            raise
+
+    def _move_probe(self, directory: Path) -> None:
+        name = f"{_PROBE_PREFIX}{os.getpid()}-{threading.get_ident()}"
+        source, target = directory / name, self.path / name
+        os.close(os.open(source, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            kernel.move_no_replace(source, target)
+            # Of a file, not of the directory: overlayfs has different numbers for the two.
+            self._device = os.lstat(target).st_dev
+        finally:
+            for path in (source, target):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def _sweep_probes(self) -> None:
+        """Remove the empty files that a crash in the middle of ``prepare`` leaves."""
+        with self._translated("cannot be read"):
+            for entry in os.scandir(self.path):
+                if (
+                    entry.name.startswith(_PROBE_PREFIX)
+                    and entry.stat(follow_symlinks=False).st_size == 0
+                ):
+                    os.unlink(entry.path)
+
+    def _lock(self, path: Path) -> int:
+        with self._translated("cannot lock"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Only for people: a full disk must not keep the daemon from starting.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+            except BlockingIOError:
+                owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+                os.close(fd)
+                raise errors.AlreadyRunningError(
+                    f"{self.path}: another ddfs (process {owner}) uses this primary storage; "
+                    "stop it first"
+                ) from None
+            except OSError:
+                os.close(fd)
+                raise
+        return fd
+
+    @contextlib.contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno in _FULL:
+                raise errors.StorageFullError(
+                    f"{self.path}: {doing}: {reason}; free some room, then try again"
+                ) from error
+            raise errors.StorageError(f"{self.path}: {doing}: {reason}") from error
+
+
+def _stem(content_id: str) -> str:
+    match = _CONTENT_ID.fullmatch(content_id)
+    if match is None:
+        raise ValueError(f"not a content id: {content_id[:140]!r}")
+    return f"{match[1]}-{match[2]}"
+
+
+def _own(directory: Path) -> None:
+    """Refuse a directory that somebody else could have put there, and close it to others."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"{directory} belongs to another user")
+        os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
+
+
+def _unlink_immutable(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        kernel.set_immutable(fd, False)
+        try:
+            os.unlink(path)
+        except OSError:
+            kernel.set_immutable(fd, True)
+            raise
+    finally:
+        os.close(fd)
+
+
+def _megabytes(count: int) -> str:
+    return f"{-(-count // MiB)} MiB"

@@ -1,0 +1,162 @@
+"""From a partial file to a published one, in steps that can each be repeated after a crash.
+
+====== ============================================== ====================================
+step   does                                           a crash behind it leaves
+====== ============================================== ====================================
+seal   mode 0444, fsync of the file                   the partial file, read-only
+vow    writes down, durably, which inode becomes what the mark
+move   renames into the pool, replacing nothing       the name; the mark says that it is ours
+guard  immutable flag, fsync of the file              the flag
+settle fsync of both directories                      everything
+====== ============================================== ====================================
+
+The mark is why a second try can tell our own file from somebody else's of that name. It
+stays until the caller has its row in the catalogue and calls ``discard``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from ddfs import errors
+from ddfs.model import KiB, PublishedFile
+from ddfs.primary import kernel
+
+log = logging.getLogger(__name__)
+
+MARK_SUFFIX: Final = ".publishing"
+
+# A mark is some 300 bytes; anything longer was not written by us.
+_MAX_MARK: Final = 64 * KiB
+
+
+def look_at(path: Path) -> PublishedFile | None:
+    """The regular file at *path*, never through a symlink; None if it is none."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return PublishedFile(
+        str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    )
+
+
+def is_same_file(one: PublishedFile, other: PublishedFile) -> bool:
+    """Same inode number, size and time of last write.
+
+    Not the device: its number changes at a reboot on LVM, loop and NFS.
+    """
+    return (one.inode, one.size, one.mtime_ns) == (other.inode, other.size, other.mtime_ns)
+
+
+class Publication:
+    """One publishing of *partial* as *name* in *pool*. For one thread."""
+
+    def __init__(self, partial: Path, pool: Path, name: str) -> None:
+        self.partial = partial
+        self.target = pool / name
+        self.mark = partial.with_suffix(MARK_SUFFIX)
+
+    def run(self) -> PublishedFile:
+        """All steps that are left, whatever an earlier try has done; raises ``OSError`` and
+        :class:`errors.NameTakenError`.
+        """
+        if look_at(self.partial) is not None:
+            self.seal()
+            self.vow()
+            self.move()
+        else:
+            self.resume()
+        self.guard()
+        self.settle()
+        published = look_at(self.target)
+        if published is None:
+            raise errors.StorageError(f"{self.target} was removed while it was being published")
+        return published
+
+    def seal(self) -> None:
+        """Mode 0444 and fsync of the partial file."""
+        fd = os.open(self.partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, 0o444)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def vow(self) -> None:
+        """Write the mark, durably, before the name can exist."""
+        ours = look_at(self.partial)
+        if ours is None:
+            raise FileNotFoundError(f"{self.partial} is gone")
+        text = json.dumps({**asdict(ours), "path": str(self.target)})
+        fresh = self.mark.with_suffix(".publishing-new")
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+        os.replace(fresh, self.mark)
+        kernel.sync_directory(self.mark.parent)
+
+    def move(self) -> None:
+        """Give it its name, unless a file that is not ours has it."""
+        if self._is_linked():
+            os.unlink(self.partial)
+            return
+        try:
+            kernel.move_no_replace(self.partial, self.target)
+        except FileExistsError:
+            raise errors.NameTakenError(
+                f"{self.target} is there and was not put there by ddfs; move it away, or "
+                "register the template under another name"
+            ) from None
+
+    def resume(self) -> None:
+        """Find what an earlier try has moved; the mark has its name, which may be another."""
+        promised = read_mark(self.mark)
+        found = look_at(Path(promised.path)) if promised else None
+        if promised is None or found is None or not is_same_file(promised, found):
+            raise errors.StorageError(
+                f"the partial file {self.partial} is gone; the template has to be fetched again"
+            )
+        self.target = Path(promised.path)
+
+    def guard(self) -> None:
+        """The immutable flag, where there is one. fsync again: the flag is in the inode."""
+        fd = os.open(self.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not kernel.set_immutable(fd, True):
+                log.info("%s: no immutable flag here, only its mode protects it", self.target)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def settle(self) -> None:
+        """Make both directories durable, the one with the new name first."""
+        kernel.sync_directory(self.target.parent)
+        kernel.sync_directory(self.partial.parent)
+
+    def _is_linked(self) -> bool:
+        """Whether a crash fell between link() and unlink()."""
+        ours, there = look_at(self.partial), look_at(self.target)
+        return ours is not None and there is not None and os.path.samefile(ours.path, there.path)
+
+
+def read_mark(mark: Path) -> PublishedFile | None:
+    """What a try has written down, or None; an unreadable mark is none."""
+    try:
+        with open(mark, encoding="utf-8") as file:
+            return PublishedFile(**json.loads(file.read(_MAX_MARK)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        log.warning("%s is damaged and not used", mark)
+        return None
