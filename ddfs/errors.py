@@ -154,7 +154,7 @@ class MirrorsExhaustedError(SourceError):
 
 
 class HostError(DdfsError):
-    """This host's fault."""
+    """The fault of this host."""
 
     errno = _errno.EIO
     http_status = 500

@@ -1,0 +1,176 @@
+"""May this domain start? From the templates and the spool alone.
+
+libvirtd asks through its hook and holds the domain meanwhile, so that ``virsh list`` hangs.
+Therefore the answer comes within a bounded time, for all hooks of the host together (the
+window), and nothing here can call libvirt or wait for somebody who does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ddfs import errors
+from ddfs.model import SpoolState, Template
+from ddfs.spool.rest import Demand
+from ddfs.templates import Templates, progress_percent
+
+# After the window has closed, hooks are answered at once until none has come for so long.
+# A serial autostart or a queue of starts comes within milliseconds; a person takes longer.
+QUIET_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class NeededFile:
+    """A file under the mount that a domain needs to start.
+
+    ``writable``: the domain would write to it. ``is_optional``: it starts without it.
+    """
+
+    path: str
+    writable: bool = False
+    is_optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Yes, or no and why: one line for the person who starts the domain."""
+
+    allowed: bool
+    message: str = ""
+
+
+class Window:
+    """The one stretch of time in which hooks of this host may wait. Pure.
+
+    It opens with the first hook that waits and closes ``length`` seconds later; hooks that
+    come after that are answered at once, until it has been quiet.
+    """
+
+    def __init__(self, length: float) -> None:
+        self._length = length
+        self._closes_at: float | None = None
+        self._last_asked_at = 0.0
+
+    def deadline(self, now: float) -> float:
+        """Until when a hook that comes at *now* may wait; not later than *now*: not at all."""
+        quiet = now - max(self._last_asked_at, self._closes_at or 0.0) >= QUIET_SECONDS
+        if self._closes_at is None or quiet:
+            self._closes_at = now + self._length
+        self._last_asked_at = now
+        return self._closes_at
+
+
+class Gate:
+    """Answers for the templates of one host."""
+
+    def __init__(self, templates: Templates, templates_dir: Path, wait_seconds: float) -> None:
+        self._templates = templates
+        self._directory = templates_dir
+        self._window = Window(wait_seconds)
+
+    async def ask(self, domain: str, files: Sequence[NeededFile]) -> Verdict:
+        """The verdict on *domain*; starts the fetches that it needs.
+
+        Returns within the window. A fetch that it started goes on after a refusal, and
+        after a cancellation.
+        """
+        try:
+            needed = self.needed_templates(files)
+        except errors.RequestError as error:
+            return Verdict(False, str(error))
+        missing = [t for t in needed if not await self._templates.confirm_published(t)]
+        if not missing:
+            return Verdict(True)
+        for template in missing:
+            self._templates.demand(template, Demand.START)
+        deadline = self._window.deadline(trio.current_time())
+        failure: errors.DdfsError | None = None
+        with trio.move_on_at(deadline):
+            failure = await self._wait(missing)
+        return self._conclude(domain, missing, failure)
+
+    def needed_templates(self, files: Sequence[NeededFile]) -> list[Template]:
+        """The templates among *files*, each once.
+
+        Raises :class:`errors.WritableTemplateError` for one that the domain could write to,
+        :class:`errors.UnknownTemplateError` for a file in the pool that is none.
+        """
+        found: dict[int, Template] = {}
+        for file in files:
+            template = self._template_at(file.path)
+            if template is None and file.is_optional:
+                continue
+            if template is None:
+                raise errors.UnknownTemplateError(
+                    f"{file.path}: no such template; ddfs template list shows those there are"
+                )
+            if file.writable:
+                raise _would_write(template, file.path)
+            found[template.row] = template
+        return list(found.values())
+
+    def _template_at(self, path: str) -> Template | None:
+        directory, _, name = os.path.normpath(path).rpartition("/")
+        if Path(directory) != self._directory:
+            return None
+        return self._templates.by_file_name(name)
+
+    async def _wait(self, missing: Sequence[Template]) -> errors.DdfsError | None:
+        """Until all are published, or the first that will not be."""
+        for template in missing:
+            try:
+                await self._templates.wait_published(template)
+            except errors.DdfsError as error:
+                return error
+        return None
+
+    def _conclude(
+        self, domain: str, missing: Sequence[Template], failure: errors.DdfsError | None
+    ) -> Verdict:
+        absent = [t for t in missing if self._state(t) is not SpoolState.PUBLISHED]
+        if not absent:
+            return Verdict(True)
+        stories = [self._story(template) for template in absent]
+        if failure is not None or any(self._state(t) is SpoolState.FAILED for t in absent):
+            advice = "mend that, then try again"
+        else:
+            advice = f"try again, or run: ddfs start {domain}"
+        return Verdict(False, f"{', '.join(stories)}; {advice}")
+
+    def _state(self, template: Template) -> SpoolState:
+        return self._templates.holding(template).state
+
+    def _story(self, template: Template) -> str:
+        """How one template stands, in a phrase."""
+        holding = self._templates.holding(template)
+        if holding.state is SpoolState.FAILED and holding.error is not None:
+            return f"{template.file_name} cannot be fetched: {holding.error}"
+        story = f"{template.file_name} is {progress_percent(holding, template.size)} % here"
+        if holding.seconds_left is not None:
+            story += f", about {duration(holding.seconds_left)} left"
+        return story
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``20 s``, ``3 min``, ``2 h 5 min``."""
+    whole = max(1, round(seconds))
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _would_write(template: Template, path: str) -> errors.WritableTemplateError:
+    backing_format = "raw" if template.format.value in ("img", "iso") else template.format.value
+    backing_format = "vpc" if backing_format == "vhd" else backing_format
+    return errors.WritableTemplateError(
+        f"{template.file_name} is a template and must not be written to; make an overlay "
+        f"(qemu-img create -f qcow2 -F {backing_format} -b {path} OVERLAY.qcow2) and give the "
+        "domain that, or mark the disk <readonly/> or <transient/>"
+    )

@@ -1,0 +1,123 @@
+"""One verified download without a daemon: what ``ddfs fetch`` does.
+
+The data grows beside the destination, in ``.NAME.ddfs-part`` with its journal
+``.NAME.ddfs-journal``, so that an interrupted download goes on and nothing unverified ever
+stands under the final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from ddfs import errors
+from ddfs.fetch.events import FetchEvent
+from ddfs.fetch.transfer import Transfer, TransferReport
+from ddfs.fetch.transport import Transport
+from ddfs.model import Manifest
+from ddfs.spool.journal import sync_directory
+from ddfs.spool.partial import PartialFile, storage_errors
+
+# The data of a download is readable by its owner until it is verified; then by whom the
+# umask allows, as with any file that a program makes.
+_FINAL_MODE = 0o666
+
+
+async def download(
+    manifest: Manifest,
+    destination: Path,
+    *,
+    transport: Transport,
+    observer: Callable[[FetchEvent], None],
+    started: Callable[[Transfer], None],
+    location: str | None = None,
+) -> TransferReport:
+    """Fetch *manifest* into *destination*, which must not exist.
+
+    ``started`` gets the transfer before its first request, for whoever shows progress.
+    Failed or cancelled, the partial file stays and the next call goes on from it.
+    Raises what :meth:`ddfs.fetch.transfer.Transfer.run` raises, and
+    :class:`errors.NameTakenError`, :class:`errors.StorageError`,
+    :class:`errors.StorageFullError`, :class:`errors.AlreadyRunningError`.
+    """
+    _refuse_existing(destination)
+    partial = await trio.to_thread.run_sync(
+        PartialFile.open,
+        _beside(destination, "part"),
+        _beside(destination, "journal"),
+        manifest,
+    )
+    try:
+        _refuse_without_room(destination, manifest, partial)
+        transfer = Transfer(manifest, partial, transport, observer=observer, location=location)
+        started(transfer)
+        report = await transfer.run()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_finish, partial, destination)
+    finally:
+        partial.close()
+    return report
+
+
+def _beside(destination: Path, suffix: str) -> Path:
+    return destination.with_name(f".{destination.name}.ddfs-{suffix}")
+
+
+def _refuse_existing(destination: Path) -> None:
+    if destination.is_dir():
+        raise errors.InvalidValueError(f"{destination}: is a directory; name a file in it")
+    if os.path.lexists(destination):
+        raise errors.NameTakenError(f"{destination}: exists already, and is not overwritten")
+    if not destination.parent.is_dir():
+        raise errors.InvalidValueError(f"{destination.parent}: no such directory")
+
+
+def _refuse_without_room(destination: Path, manifest: Manifest, partial: PartialFile) -> None:
+    with storage_errors(destination):
+        room = os.statvfs(destination.parent)
+    free = room.f_bavail * room.f_frsize
+    missing = (manifest.size or 0) - partial.bytes_here - free
+    if missing > 0:
+        raise errors.StorageFullError(
+            f"{destination.parent}: {missing} bytes too little room; free some, then try again"
+        )
+
+
+def _finish(partial: PartialFile, destination: Path) -> None:
+    """Durable data, then its name, which is taken from nobody, then no journal."""
+    umask = os.umask(0)
+    os.umask(umask)
+    with storage_errors(destination):
+        os.fchmod(partial.fd, _FINAL_MODE & ~umask)
+        os.fsync(partial.fd)
+        _rename_without_replacing(partial.path, destination)
+        sync_directory(destination.parent)
+        partial.discard_journal()
+
+
+def _rename_without_replacing(path: Path, destination: Path) -> None:
+    """Rename, refusing to replace: link() fails where the name is taken.
+
+    File systems without hard links (FAT, some network file systems) get a check and a
+    rename, which leaves a moment in which somebody else's new file could be replaced.
+    """
+    try:
+        os.link(path, destination)
+    except FileExistsError:
+        raise errors.NameTakenError(
+            f"{destination}: exists by now, and is not overwritten; the data is in {path}"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if os.path.lexists(destination):
+            raise errors.NameTakenError(f"{destination}: exists by now") from None
+        path.rename(destination)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()

@@ -1,0 +1,322 @@
+"""One fetch of one content: from the first byte to the published file.
+
+Runs a :class:`ddfs.fetch.transfer.Transfer` into a partial file, lets readers in as pieces
+are verified, has the image inspected, and publishes. The order that keeps the promises:
+
+* no reader gets a byte before the verified head has passed the inspector;
+* the space is reserved before the first byte;
+* a content that already stands in primary storage under its name is adopted by its hash,
+  and a file of that name with other bytes is refused before anything is downloaded;
+* the intent to publish is on disk before the rename, the reference after it
+  (:mod:`ddfs.spool.recovery` mends what a crash leaves between them).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ddfs import errors
+from ddfs.fetch import events
+from ddfs.fetch.transfer import Transfer, TransferStatistics
+from ddfs.fetch.transport import Transport
+from ddfs.model import HEAD_LENGTH, ByteRange, Grid, ImageFormat, Manifest, PublishedFile
+from ddfs.spool import reading
+from ddfs.spool.partial import PartialFile, storage_errors
+from ddfs.spool.ports import Heads, Inspector, Ledger, Storage
+from ddfs.spool.verify import holds_all_digests
+
+log = logging.getLogger(__name__)
+
+# Whole files are hashed and inspected here; two at once saturate a disk.
+_file_limiter = trio.CapacityLimiter(2)
+
+# Readers of a partial file wait for its disk only, never for a network.
+_READERS_LEAVE_SECONDS: Final = 2.0
+
+# In the place of a piece number: what a reader waits for who cannot be let in yet.
+_ANY: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to fetch, and how to call it when it is here."""
+
+    content_id: str
+    size: int
+    published_name: str
+    format: ImageFormat
+    head_is_verified: bool
+    is_readable_early: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every fetch of a host shares."""
+
+    storage: Storage
+    ledger: Ledger
+    inspector: Inspector
+    heads: Heads
+    transport: Transport
+    location: str | None
+    ledger_limiter: trio.CapacityLimiter
+
+
+class Fetch:
+    """A running (or ended) fetch. Its readers wait in it; its owner awaits :meth:`run`."""
+
+    def __init__(self, order: Order, surroundings: Surroundings) -> None:
+        self.order = order
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+        self.error: errors.DdfsError | None = None
+        self._with = surroundings
+        self._transfer: Transfer | None = None
+        self._grid: Grid | None = None
+        self._partial: PartialFile | None = None
+        self._head_passed = order.head_is_verified
+        self._head_arrived = trio.Event()
+        self._wanted: list[ByteRange] = []
+        self._arrivals: dict[int, trio.Event] = {}
+        self._readers = 0
+        self._no_readers = trio.Event()
+
+    # -- what others see -----------------------------------------------------------------
+
+    def statistics(self) -> TransferStatistics | None:
+        """How far it is; None before the transfer has begun."""
+        return self._transfer.statistics() if self._transfer else None
+
+    def is_readable(self, wanted: ByteRange) -> bool:
+        """Whether :meth:`read` has *wanted* now."""
+        return (
+            self._head_passed
+            and self._partial is not None
+            and self._partial.fd >= 0
+            and self._transfer is not None
+            and self._transfer.is_verified(wanted)
+        )
+
+    async def read(self, wanted: ByteRange) -> bytes | None:
+        """Verified bytes, as soon as they are here.
+
+        None when the fetch ended first: published, or with :attr:`error`.
+        """
+        if self.order.is_readable_early:
+            await self._wait_readable(wanted)
+        else:
+            await self.ended.wait()
+        if self.ended.is_set() or self._partial is None:
+            return None
+        # The descriptor is closed only after the last reader has gone: its number could
+        # otherwise be another file's by the time a thread reads from it.
+        self._readers += 1
+        try:
+            with storage_errors(self._partial.path):
+                return await reading.read_file(self._partial.fd, wanted.start, len(wanted))
+        finally:
+            self._readers -= 1
+            if not self._readers:
+                self._no_readers.set()
+
+    async def _wait_readable(self, wanted: ByteRange) -> None:
+        self._want(wanted)
+        while not self.ended.is_set() and not self.is_readable(wanted):
+            await self._next_arrival(wanted).wait()
+
+    def _want(self, wanted: ByteRange) -> None:
+        if self._transfer is None:
+            self._wanted.append(wanted)
+        elif not self._transfer.is_verified(wanted):
+            self._transfer.want(wanted)
+
+    def _next_arrival(self, wanted: ByteRange) -> trio.Event:
+        """Set when the first piece that *wanted* lacks arrives, or the fetch ends."""
+        transfer, grid = self._transfer, self._grid
+        piece = _ANY
+        if transfer is not None and grid is not None and self._head_passed:
+            lacking = (
+                p for p in grid.pieces_under(wanted) if not transfer.is_verified(grid.bytes_of(p))
+            )
+            piece = next(lacking, _ANY)
+        return self._arrivals.setdefault(piece, trio.Event())
+
+    def _wake(self, piece: int) -> None:
+        if event := self._arrivals.pop(piece, None):
+            event.set()
+
+    # -- the work ------------------------------------------------------------------------
+
+    async def run(self) -> PublishedFile:
+        """Fetch, verify, inspect, publish, and write the reference's file down.
+
+        Raises what went wrong, after which the partial file and its journal stay for the
+        next try. Cancelled, it has journaled what is verified.
+        """
+        with self.scope:
+            try:
+                return await self._run()
+            finally:
+                self._with.storage.release(self.order.content_id)
+        raise errors.CancelledFetchError("the fetch was cancelled; what is here is kept")
+
+    async def _run(self) -> PublishedFile:
+        manifest = await trio.to_thread.run_sync(
+            self._with.ledger.manifest, self.order.content_id, limiter=self._with.ledger_limiter
+        )
+        adopted = await self._adopt(manifest)
+        if adopted is not None:
+            return adopted
+        storage, content_id = self._with.storage, self.order.content_id
+        await trio.to_thread.run_sync(storage.reserve, content_id, self.order.size)
+        self._partial = await trio.to_thread.run_sync(
+            PartialFile.open,
+            storage.partial_path(content_id),
+            storage.journal_path(content_id),
+            manifest,
+        )
+        storage.note_written(content_id, self._partial.bytes_here)
+        await self._transmit(manifest, self._partial)
+        return await self._publish(self._partial)
+
+    async def _adopt(self, manifest: Manifest) -> PublishedFile | None:
+        """Use the file that already has the name, if it has the bytes; never fetch twice."""
+        path = self._with.storage.path / self.order.published_name
+        found = await trio.to_thread.run_sync(self._with.storage.identify, path)
+        if found is None:
+            return None
+        holds = await trio.to_thread.run_sync(
+            holds_all_digests, path, manifest, limiter=_file_limiter
+        )
+        if not holds:
+            raise errors.NameTakenError(
+                f"{path}: a file with other bytes has this name; it is not touched. "
+                "Move it away, then try again"
+            )
+        log.info("%s: already in primary storage, its hash is right: used as it is", path)
+        partial = self._with.storage.partial_path(self.order.content_id)
+        return await trio.to_thread.run_sync(
+            self._with.storage.publish, partial, self.order.published_name
+        )
+
+    async def _transmit(self, manifest: Manifest, partial: PartialFile) -> None:
+        self._grid = manifest.grid
+        self._transfer = Transfer(
+            manifest,
+            partial,
+            self._with.transport,
+            observer=self._observe,
+            location=self._with.location,
+        )
+        for wanted in self._wanted:
+            self._transfer.want(wanted)
+        self._wake(_ANY)
+        # Kept aside, since a nursery would wrap them: the first one is the reason.
+        failures: list[errors.DdfsError] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_head, manifest, partial, failures, nursery.cancel_scope)
+            try:
+                await self._transfer.run()
+            except errors.DdfsError as error:
+                failures.append(error)
+            nursery.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+        if not self._head_passed:
+            await self._pass_head(partial)
+
+    def _observe(self, event: events.FetchEvent) -> None:
+        """What the transfer tells; called in the event loop, never blocks."""
+        if isinstance(event, events.PieceVerified):
+            self._wake(event.piece)
+            if not self._head_passed and not self._head_arrived.is_set() and self._has_head():
+                self._head_arrived.set()
+        elif isinstance(event, events.MirrorBlamed):
+            log.warning(
+                "%s: mirror %s: %s", self.order.published_name, event.mirror_url, event.reason
+            )
+        elif isinstance(event, events.MirrorFailed):
+            log.info("%s: mirror %s: %s", self.order.published_name, event.mirror_url, event.error)
+
+    def _has_head(self) -> bool:
+        if self._transfer is None or self.order.size == 0:
+            return False
+        return self._transfer.is_verified(ByteRange(0, min(HEAD_LENGTH, self.order.size)))
+
+    async def _watch_head(
+        self,
+        manifest: Manifest,
+        partial: PartialFile,
+        failures: list[errors.DdfsError],
+        scope: trio.CancelScope,
+    ) -> None:
+        """Let readers in once the verified head has passed; end the fetch if it does not."""
+        if self._head_passed or manifest.pieces is None:
+            return
+        if not self._has_head():
+            await self._head_arrived.wait()
+        try:
+            await self._pass_head(partial)
+        except errors.DdfsError as error:
+            failures.append(error)
+            scope.cancel()
+
+    async def _pass_head(self, partial: PartialFile) -> None:
+        """Inspect the verified head; put it in the place of one that a mirror only claimed."""
+        length = min(HEAD_LENGTH, self.order.size)
+        content_id = self.order.content_id
+        head = await reading.read_file(partial.fd, 0, length)
+        if head != self._with.heads.read(content_id, 0, length):
+            log.warning(
+                "%s: the head that a mirror sent at registering was not the verified one; "
+                "it is replaced",
+                self.order.published_name,
+            )
+        self._with.inspector.inspect_head(head, self.order.size, self.order.format)
+        await trio.to_thread.run_sync(self._with.heads.put, content_id, head)
+        self._head_passed = True
+        self._wake(_ANY)
+
+    async def _publish(self, partial: PartialFile) -> PublishedFile:
+        name = self.order.published_name
+        await trio.to_thread.run_sync(
+            self._with.inspector.inspect_file,
+            partial.path,
+            self.order.format,
+            limiter=_file_limiter,
+        )
+
+        def publish() -> PublishedFile:
+            partial.intend_to_publish(name)
+            return self._with.storage.publish(partial.path, name)
+
+        with trio.CancelScope(shield=True):
+            return await trio.to_thread.run_sync(publish)
+
+    def finish(self, error: errors.DdfsError | None) -> None:
+        """Tell all readers that it is over. Called once, by the owner, after :meth:`run`."""
+        self.error = error
+        self.ended.set()
+        for event in self._arrivals.values():
+            event.set()
+        self._arrivals.clear()
+
+    async def close(self, *, is_published: bool) -> None:
+        """Close the partial file once its last reader has left; after :meth:`finish`.
+
+        With *is_published* the journal goes too: the reference is written.
+        """
+        if self._partial is None:
+            return
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _READERS_LEAVE_SECONDS):
+            while self._readers:
+                self._no_readers = trio.Event()
+                await self._no_readers.wait()
+        if is_published:
+            with storage_errors(self._partial.path):
+                self._partial.discard_journal()
+        self._partial.close()

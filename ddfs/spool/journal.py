@@ -1,0 +1,250 @@
+"""What of a partial file is on disk, and by whose word.
+
+An append-only file beside the partial file. Every record has a length and a CRC-32, so that
+a torn tail is seen and dropped; the header says which content in which grid the records
+speak of, so that pieces of two manifests are never mixed. The data of a piece is on disk
+before its record is (`append` is called after fdatasync of the data and returns after
+fdatasync of the journal), therefore a record that can be read is true, after a power loss
+as well.
+
+With the document's piece hashes a record means *verified*. Without them it means
+*received*: it carries our own SHA-256 and the mirror that sent the piece, so that a fetch
+resumes and a liar is found.
+
+Layout: records of ``<kind:u8> <length:u32> <crc:u32 of kind and payload> <payload>``,
+little-endian. Kinds: H header (JSON), M mirror (its address; numbered by order), P piece
+(``<piece:u64> <mirror:u16> <sha256, 0 or 32 bytes>``), F forgotten (``<piece:u64>``),
+I intent to publish (JSON).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from ddfs import errors
+from ddfs.fetch.transfer import PieceRecord
+from ddfs.model import Grid
+
+_FRAME: Final = struct.Struct("<BII")
+_PIECE: Final = struct.Struct("<QH")
+_NUMBER: Final = struct.Struct("<Q")
+
+_HEADER, _MIRROR, _PIECE_KIND, _FORGOTTEN, _INTENT = b"HMPFI"
+
+# A mirror's address or a header is far below; a longer record is damage, not data.
+_MAX_PAYLOAD: Final = 64 * 1024
+
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class JournalHeader:
+    """What the records speak of. ``data_inode`` ties them to one partial file."""
+
+    content_id: str
+    size: int
+    piece_length: int
+    has_document_pieces: bool
+    data_inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishIntent:
+    """Written before the rename: the file that will be, or is, ``name`` in primary storage.
+
+    A file of that name with this inode, size and mtime is the finished one, whose catalogue
+    row a crash prevented.
+    """
+
+    name: str
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+class Journal:
+    """An open journal. Not thread-safe: its owner calls one method at a time, in a thread."""
+
+    def __init__(self, path: Path, fd: int, header: JournalHeader) -> None:
+        self.path = path
+        self.header = header
+        self.intent: PublishIntent | None = None
+        self._fd = fd
+        self._mirrors: dict[str, int] = {}
+        self._pieces: dict[int, tuple[int, bytes]] = {}
+
+    @classmethod
+    def create(cls, path: Path, header: JournalHeader) -> Self:
+        """A new journal with nothing in it, durable under its name on return.
+
+        Made under a temporary name: a journal without a whole header never exists.
+        """
+        temporary = path.with_name(path.name + ".new")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            payload = json.dumps({"version": _VERSION, **asdict(header)}).encode()
+            _write_all(fd, _frame(_HEADER, payload))
+            os.fsync(fd)
+            temporary.rename(path)
+            sync_directory(path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(path, fd, header)
+
+    @classmethod
+    def open(cls, path: Path) -> Self | None:
+        """The journal at *path*; None where there is none, or its header is unreadable.
+
+        Whatever follows the first damaged record is cut off: it was never promised.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        journal: Self | None = None
+        try:
+            journal = cls._load(path, fd)
+        finally:
+            if journal is None:
+                os.close(fd)
+        return journal
+
+    @classmethod
+    def _load(cls, path: Path, fd: int) -> Self | None:
+        data = path.read_bytes()
+        records, end = _parse(data)
+        if not records or records[0][0] != _HEADER:
+            return None
+        header = _header_from(records[0][1])
+        if header is None:
+            return None
+        journal = cls(path, fd, header)
+        for kind, payload in records[1:]:
+            journal._apply(kind, payload)
+        if end < len(data):
+            os.ftruncate(fd, end)
+        os.lseek(fd, 0, os.SEEK_END)
+        return journal
+
+    def _apply(self, kind: int, payload: bytes) -> None:
+        if kind == _MIRROR:
+            self._mirrors.setdefault(payload.decode("utf-8", "replace"), len(self._mirrors))
+        elif kind == _PIECE_KIND:
+            piece, mirror = _PIECE.unpack_from(payload)
+            self._pieces[piece] = (mirror, payload[_PIECE.size :])
+        elif kind == _FORGOTTEN:
+            self._pieces.pop(_NUMBER.unpack_from(payload)[0], None)
+        elif kind == _INTENT:
+            self.intent = PublishIntent(**json.loads(payload))
+
+    @property
+    def grid(self) -> Grid:
+        """The pieces that the records count in."""
+        return Grid(self.header.size, self.header.piece_length)
+
+    def pieces(self) -> list[PieceRecord]:
+        """What is on disk, in the order of the file."""
+        urls = list(self._mirrors)
+        return [
+            PieceRecord(piece, urls[mirror] if mirror < len(urls) else "", digest)
+            for piece, (mirror, digest) in sorted(self._pieces.items())
+            if piece < self.grid.count
+        ]
+
+    @property
+    def bytes_here(self) -> int:
+        """Sum of the lengths of the pieces on disk."""
+        grid = self.grid
+        return sum(len(grid.bytes_of(piece)) for piece in self._pieces if piece < grid.count)
+
+    def append(self, records: Sequence[PieceRecord]) -> None:
+        """Say that *records* are on disk, which they must be. Durable on return."""
+        frames = []
+        for record in records:
+            if record.mirror_url not in self._mirrors:
+                self._mirrors[record.mirror_url] = len(self._mirrors)
+                frames.append(_frame(_MIRROR, record.mirror_url.encode()))
+            payload = _PIECE.pack(record.piece, self._mirrors[record.mirror_url]) + record.sha256
+            self._apply(_PIECE_KIND, payload)
+            frames.append(_frame(_PIECE_KIND, payload))
+        self._append(frames)
+
+    def forget(self, pieces: Iterable[int]) -> None:
+        """Say that *pieces* are not to be trusted any more. Durable on return."""
+        payloads = [_NUMBER.pack(piece) for piece in pieces]
+        for payload in payloads:
+            self._apply(_FORGOTTEN, payload)
+        self._append([_frame(_FORGOTTEN, payload) for payload in payloads])
+
+    def intend(self, intent: PublishIntent) -> None:
+        """Say that the data is about to get its name in primary storage. Durable on return."""
+        self.intent = intent
+        self._append([_frame(_INTENT, json.dumps(asdict(intent)).encode())])
+
+    def _append(self, frames: list[bytes]) -> None:
+        if frames:
+            _write_all(self._fd, b"".join(frames))
+            os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Close the file; twice is no mistake."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and unlinks in *path* durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    if len(payload) > _MAX_PAYLOAD:
+        raise errors.StorageError(f"a journal record of {len(payload)} bytes is too long")
+    return _FRAME.pack(kind, len(payload), _crc(kind, payload)) + payload
+
+
+def _crc(kind: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(bytes([kind])))
+
+
+def _parse(data: bytes) -> tuple[list[tuple[int, bytes]], int]:
+    """The whole records at the front of *data*, and where they end."""
+    records = []
+    position = 0
+    while position + _FRAME.size <= len(data):
+        kind, length, crc = _FRAME.unpack_from(data, position)
+        start = position + _FRAME.size
+        payload = data[start : start + length]
+        if length > _MAX_PAYLOAD or len(payload) < length or _crc(kind, payload) != crc:
+            break
+        records.append((kind, payload))
+        position = start + length
+    return records, position
+
+
+def _header_from(payload: bytes) -> JournalHeader | None:
+    with contextlib.suppress(ValueError, TypeError):
+        document = json.loads(payload)
+        if document.pop("version", None) == _VERSION:
+            return JournalHeader(**document)
+    return None
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,87 @@
+"""What the spool asks of those who stand beside it; ``daemon.py`` hands them in.
+
+Everything here blocks and is called in threads, but for :class:`Heads`, whose files are
+small and local, and :meth:`Storage.note_written`, which only counts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from ddfs.model import ImageFormat, Manifest, PublishedFile, SpoolReference
+
+
+class Storage(Protocol):
+    """A primary storage."""
+
+    @property
+    def name(self) -> str:
+        """What the settings call it."""
+
+    @property
+    def path(self) -> Path:
+        """The directory in which complete files stand."""
+
+    def partial_path(self, content_id: str) -> Path:
+        """Where the data of an unfinished content goes; a rename away from ``path``."""
+
+    def journal_path(self, content_id: str) -> Path:
+        """Where its journal goes."""
+
+    def publish(self, partial: Path, name: str) -> PublishedFile:
+        """Give *partial* its *name*, read-only; repeatable after a crash at any point.
+
+        Raises :class:`ddfs.errors.NameTakenError` when a file that is not ours has the name.
+        """
+
+    def identify(self, path: Path) -> PublishedFile | None:
+        """What stands at *path*: a regular file, or None."""
+
+    def is_intact(self, published: PublishedFile) -> bool:
+        """Whether the file is still the one that was published."""
+
+    def purge(self, published: PublishedFile) -> None:
+        """Delete it."""
+
+    def reserve(self, content_id: str, length: int) -> None:
+        """Set *length* bytes aside, or raise :class:`ddfs.errors.StorageFullError`."""
+
+    def note_written(self, content_id: str, length: int) -> None:
+        """Say that *length* bytes of the reservation are on the disk by now."""
+
+    def release(self, content_id: str) -> None:
+        """Give the rest of a reservation back; without one, nothing happens."""
+
+
+class Ledger(Protocol):
+    """The catalogue, as far as the spool needs it."""
+
+    def manifest(self, content_id: str) -> Manifest:
+        """The manifest of a content."""
+
+    def references(self) -> list[SpoolReference]:
+        """All references."""
+
+    def record_reference(self, reference: SpoolReference) -> None:
+        """Write or replace the reference of a content on a primary storage."""
+
+
+class Inspector(Protocol):
+    """Refuses images; raises :class:`ddfs.errors.ImageError`."""
+
+    def inspect_head(self, data: bytes, size: int, claimed: ImageFormat) -> None:
+        """Look at the first bytes of an image of *size* bytes."""
+
+    def inspect_file(self, path: Path, claimed: ImageFormat) -> None:
+        """Look at a whole image."""
+
+
+class Heads(Protocol):
+    """The stored heads of images."""
+
+    def put(self, content_id: str, data: bytes) -> None:
+        """Store or replace a head."""
+
+    def read(self, content_id: str, offset: int, length: int) -> bytes:
+        """Bytes of a stored head; empty where there is none."""

@@ -1,0 +1,346 @@
+"""The registered templates of this host: names, and what they are bound to.
+
+Joins the catalogue (what is registered), the spool (how far it is here) and the stored
+heads, and answers the mount from memory: it is the
+:class:`ddfs.fuse.view.TemplateView` that the mount shows.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from ddfs import errors, source
+from ddfs.model import (
+    ByteRange,
+    Digest,
+    ImageFormat,
+    Manifest,
+    SpoolState,
+    Template,
+    validate_template_name,
+)
+from ddfs.spool.fetching import Order
+from ddfs.spool.rest import Demand
+from ddfs.spool.spool import HoldingStatus, Spool
+
+log = logging.getLogger(__name__)
+
+
+class Catalogue(Protocol):
+    """Where templates are written down. Blocks; called in a thread."""
+
+    def templates(self) -> list[Template]:
+        """All templates."""
+
+    def add_template(
+        self,
+        *,
+        name: str,
+        format: ImageFormat,  # noqa: A002 - the column's name
+        manifest: Manifest,
+        source: str,
+        virtual_size: int | None,
+        added_at: float,
+        head_is_verified: bool,
+    ) -> Template:
+        """Write down a template and the manifest of its content."""
+
+    def remove_template(self, name: str) -> Template:
+        """Forget a template."""
+
+
+class Heads(Protocol):
+    """The stored heads. Small local files: read in the event loop, written in a thread."""
+
+    def put(self, content_id: str, data: bytes) -> None:
+        """Store or replace."""
+
+    def read(self, content_id: str, offset: int, length: int) -> bytes:
+        """Bytes of a head; fewer at its end."""
+
+    def size(self, content_id: str) -> int:
+        """Its length; 0 where there is none."""
+
+    def remove(self, content_id: str) -> None:
+        """Forget a head."""
+
+
+class ImageFacts(Protocol):
+    """What an inspector found."""
+
+    @property
+    def format(self) -> ImageFormat:
+        """What it is."""
+
+    @property
+    def virtual_size(self) -> int | None:
+        """The size of the disk inside, if its head says so."""
+
+
+class HeadInspector(Protocol):
+    """Looks at the head of an image. Raises :class:`errors.ImageError`."""
+
+    def __call__(self, data: bytes, *, size: int, claimed: ImageFormat | None) -> ImageFacts:
+        """The facts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an operator says about a new template; ``format`` None: as the bytes say."""
+
+    name: str
+    source: str
+    format: ImageFormat | None = None
+    checksum: Digest | None = None
+    file: str | None = None
+
+
+class Templates:
+    """All templates of this host. Everything but registering and removing is from memory.
+
+    ``on_added(template)`` and ``on_removed(template)`` are called in the event loop, after
+    the change is durable.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        spool: Spool,
+        heads: Heads,
+        documents: source.Documents,
+        inspect_head: HeadInspector,
+        *,
+        location: str | None,
+        ledger_limiter: trio.CapacityLimiter,
+        on_added: Callable[[Template], None],
+        on_removed: Callable[[Template], None],
+    ) -> None:
+        self._catalogue = catalogue
+        self._spool = spool
+        self._heads = heads
+        self._documents = documents
+        self._inspect_head = inspect_head
+        self._location = location
+        self._limiter = ledger_limiter
+        self._on_added = on_added
+        self._on_removed = on_removed
+        self._by_name: dict[str, Template] = {}
+        self._by_file_name: dict[str, Template] = {}
+        self._by_row: dict[int, Template] = {}
+        self._by_content: dict[str, list[Template]] = {}
+        self._changing: dict[str, trio.Lock] = {}
+
+    async def load(self) -> None:
+        """Read the catalogue, and go on with the fetches that the last daemon was running."""
+        for template in await trio.to_thread.run_sync(
+            self._catalogue.templates, limiter=self._limiter
+        ):
+            self._remember(template)
+        for content_id, named in self._by_content.items():
+            if self._spool.was_interrupted(content_id):
+                self._spool.demand(order_for(named[0]))
+
+    def _remember(self, template: Template) -> None:
+        self._by_name[template.name] = template
+        self._by_file_name[template.file_name] = template
+        self._by_row[template.row] = template
+        self._by_content.setdefault(template.content_id, []).append(template)
+
+    def _forget(self, template: Template) -> None:
+        del self._by_name[template.name]
+        del self._by_file_name[template.file_name]
+        del self._by_row[template.row]
+        named = self._by_content[template.content_id]
+        named.remove(template)
+        if not named:
+            del self._by_content[template.content_id]
+
+    # -- looking ---------------------------------------------------------------------------
+
+    def all(self) -> list[Template]:
+        """All templates, in order of row."""
+        return [self._by_row[row] for row in sorted(self._by_row)]
+
+    def get(self, name: str) -> Template:
+        """The template called *name*; :class:`errors.UnknownTemplateError`."""
+        template = self._by_name.get(name)
+        if template is None:
+            raise errors.UnknownTemplateError(
+                f"no template is called {name!r}; ddfs template list shows those there are"
+            )
+        return template
+
+    def by_file_name(self, file_name: str) -> Template | None:
+        """The template of that name in the pool."""
+        return self._by_file_name.get(file_name)
+
+    def by_row(self, row: int) -> Template | None:
+        """The template of that row."""
+        return self._by_row.get(row)
+
+    def with_content(self, content_id: str) -> Sequence[Template]:
+        """All names of one content."""
+        return tuple(self._by_content.get(content_id, ()))
+
+    def holding(self, template: Template) -> HoldingStatus:
+        """How far it is here."""
+        return self._spool.holding(template.content_id)
+
+    # -- registering -----------------------------------------------------------------------
+
+    async def add(self, registration: Registration) -> Template:
+        """Resolve a source, look at the head of its image, and write both down.
+
+        The same name with the same content is the template that is there; with other
+        content it is :class:`errors.TemplateExistsError`. Nothing is kept of a source that
+        fails or is refused.
+        """
+        name = validate_template_name(registration.name)
+        async with self._change(name):
+            manifest = await source.resolve(
+                registration.source,
+                checksum=registration.checksum,
+                documents=self._documents,
+                location=self._location,
+                file=registration.file,
+            )
+            existing = self._by_name.get(name)
+            if existing is not None:
+                return _same_content(existing, manifest, registration)
+            return await self._register(registration, manifest)
+
+    async def _register(self, registration: Registration, manifest: Manifest) -> Template:
+        if manifest.size is None:
+            raise errors.DocumentError(f"{registration.source}: nobody says how large it is")
+        head = await source.read_head(manifest, self._documents)
+        facts = await trio.to_thread.run_sync(
+            partial(self._inspect_head, head.data, size=manifest.size, claimed=registration.format)
+        )
+        content_id = manifest.content_id
+        # A verified head is not replaced by one that a mirror only claims.
+        if head.verified or not self.with_content(content_id):
+            await trio.to_thread.run_sync(self._heads.put, content_id, head.data)
+
+        def write_down() -> Template:
+            return self._catalogue.add_template(
+                name=registration.name,
+                format=facts.format,
+                manifest=manifest,
+                source=registration.source,
+                virtual_size=facts.virtual_size,
+                added_at=time.time(),
+                head_is_verified=head.verified,
+            )
+
+        with trio.CancelScope(shield=True):
+            template = await trio.to_thread.run_sync(write_down, limiter=self._limiter)
+        self._remember(template)
+        for note in manifest.notes:
+            log.warning("%s: %s", registration.name, note)
+        log.info("%s: registered from %s", template.file_name, registration.source)
+        self._on_added(template)
+        return template
+
+    async def remove(self, name: str, *, purge: bool) -> None:
+        """Forget a name; with *purge* also the published file, if no other name has it.
+
+        The caller has made sure that no domain needs it. Raises
+        :class:`errors.TemplateInUseError` while it is being fetched.
+        """
+        async with self._change(name):
+            template = self.get(name)
+            is_last = len(self.with_content(template.content_id)) == 1
+            if is_last and self._spool.is_fetching(template.content_id):
+                raise errors.TemplateInUseError(
+                    f"{template.file_name} is being fetched; end that with: ddfs cancel {name}"
+                )
+            with trio.CancelScope(shield=True):
+                if is_last and purge:
+                    await self._spool.purge(template.content_id)
+                await trio.to_thread.run_sync(
+                    self._catalogue.remove_template, name, limiter=self._limiter
+                )
+                self._forget(template)
+                self._on_removed(template)
+                if is_last:
+                    await trio.to_thread.run_sync(self._heads.remove, template.content_id)
+            log.info("%s: removed", template.file_name)
+
+    @asynccontextmanager
+    async def _change(self, name: str) -> AsyncIterator[None]:
+        """One change of a name at a time."""
+        lock = self._changing.setdefault(name, trio.Lock())
+        async with lock:
+            yield
+        if not lock.statistics().tasks_waiting:
+            self._changing.pop(name, None)
+
+    # -- bytes -----------------------------------------------------------------------------
+
+    def demand(self, template: Template, demand: Demand) -> None:
+        """Start its fetch, unless it is here, on its way, or rests. Never raises."""
+        self._spool.demand(order_for(template), demand)
+
+    def cancel(self, template: Template) -> bool:
+        """End its fetch, if one runs."""
+        return self._spool.cancel(template.content_id)
+
+    async def wait_published(self, template: Template) -> None:
+        """Wait until it is published; raises why it will not be."""
+        await self._spool.wait_published(order_for(template))
+
+    async def confirm_published(self, template: Template) -> bool:
+        """Whether it is published, looking at the file itself."""
+        return await self._spool.confirm_published(template.content_id) is not None
+
+    async def read(self, template: Template, wanted: ByteRange) -> bytes:
+        """Verified bytes, waiting for them."""
+        return await self._spool.read(order_for(template), wanted)
+
+    def read_head(self, template: Template, offset: int, length: int) -> bytes | None:
+        """Bytes wholly inside the stored head, else None."""
+        size = self._heads.size(template.content_id)
+        if offset + length > size and size < template.size:
+            return None
+        return self._heads.read(template.content_id, offset, length)
+
+
+def order_for(template: Template) -> Order:
+    """What to fetch for *template*."""
+    return Order(
+        content_id=template.content_id,
+        size=template.size,
+        published_name=template.published_name,
+        format=template.format,
+        head_is_verified=template.head_is_verified,
+        is_readable_early=template.is_readable_early,
+    )
+
+
+def _same_content(existing: Template, manifest: Manifest, asked: Registration) -> Template:
+    if existing.content_id != manifest.content_id:
+        raise errors.TemplateExistsError(
+            f"{existing.name} is bound to other content ({existing.content_id}); a name never "
+            "changes its content: register the new one under a new name"
+        )
+    if asked.format not in (None, existing.format):
+        raise errors.TemplateExistsError(
+            f"{existing.name} is there already, as {existing.format.value}"
+        )
+    return existing
+
+
+def progress_percent(holding: HoldingStatus, size: int) -> int:
+    """0 to 100; 100 only when published."""
+    if holding.state is SpoolState.PUBLISHED:
+        return 100
+    return min(99, 100 * holding.bytes_here // size) if size else 0
