@@ -111,6 +111,38 @@ class DirectoryStorage:
         with self._translated(f"cannot publish {name}"):
             return publish.Publication(partial, self.path, name).run()
 
+    def finish_publishing(self, content_id: str) -> PublishedFile | None:
+        """Do the rest of a ``publish`` that a crash interrupted after the rename.
+
+        None where there is nothing of the kind: the partial file is still there, or nothing
+        was under way.
+        """
+        partial = self.partial_path(content_id)
+        promised = publish.read_mark(partial.with_suffix(publish.MARK_SUFFIX))
+        if promised is None or self.identify(partial) is not None:
+            return None
+        found = self.identify(Path(promised.path))
+        if found is None or not publish.is_same_file(found, promised):
+            return None
+        return self.publish(partial, Path(promised.path).name)
+
+    def adopt(self, name: str) -> PublishedFile:
+        """Make a complete file that has *name* already what ``publish`` would have made.
+
+        The caller has verified its bytes. Durable when it returns.
+        """
+        with self._translated(f"cannot adopt {name}"):
+            publication = publish.Publication(self.path / name, self.path, name)
+            # An immutable file refuses even the mode that it has.
+            if (self.path / name).stat(follow_symlinks=False).st_mode & 0o777 != 0o444:
+                publication.seal()
+            publication.guard()
+            publication.settle()
+            found = publish.look_at(self.path / name)
+        if found is None:
+            raise errors.StorageError(f"{self.path / name} was removed while it was adopted")
+        return found
+
     def discard(self, content_id: str) -> None:
         """Remove the partial file, the journal and the publishing mark; none there is fine."""
         stem = _stem(content_id)

@@ -7,8 +7,8 @@ are verified, has the image inspected, and publishes. The order that keeps the p
 * the space is reserved before the first byte;
 * a content that already stands in primary storage under its name is adopted by its hash,
   and a file of that name with other bytes is refused before anything is downloaded;
-* the intent to publish is on disk before the rename, the reference after it
-  (:mod:`ddfs.spool.recovery` mends what a crash leaves between them).
+* the reference is written after the file has its name (:mod:`ddfs.spool.recovery` mends
+  what a crash leaves between the two).
 """
 
 from __future__ import annotations
@@ -198,10 +198,7 @@ class Fetch:
                 "Move it away, then try again"
             )
         log.info("%s: already in primary storage, its hash is right: used as it is", path)
-        partial = self._with.storage.partial_path(self.order.content_id)
-        return await trio.to_thread.run_sync(
-            self._with.storage.publish, partial, self.order.published_name
-        )
+        return await trio.to_thread.run_sync(self._with.storage.adopt, self.order.published_name)
 
     async def _transmit(self, manifest: Manifest, partial: PartialFile) -> None:
         self._grid = manifest.grid
@@ -282,7 +279,6 @@ class Fetch:
         self._wake(_ANY)
 
     async def _publish(self, partial: PartialFile) -> PublishedFile:
-        name = self.order.published_name
         await trio.to_thread.run_sync(
             self._with.inspector.inspect_file,
             partial.path,
@@ -290,12 +286,9 @@ class Fetch:
             limiter=_file_limiter,
         )
 
-        def publish() -> PublishedFile:
-            partial.intend_to_publish(name)
-            return self._with.storage.publish(partial.path, name)
-
-        with trio.CancelScope(shield=True):
-            return await trio.to_thread.run_sync(publish)
+        return await trio.to_thread.run_sync(
+            self._with.storage.publish, partial.path, self.order.published_name
+        )
 
     def finish(self, error: errors.DdfsError | None) -> None:
         """Tell all readers that it is over. Called once, by the owner, after :meth:`run`."""
@@ -305,18 +298,12 @@ class Fetch:
             event.set()
         self._arrivals.clear()
 
-    async def close(self, *, is_published: bool) -> None:
-        """Close the partial file once its last reader has left; after :meth:`finish`.
-
-        With *is_published* the journal goes too: the reference is written.
-        """
+    async def close(self) -> None:
+        """Close the partial file once its last reader has left; after :meth:`finish`."""
         if self._partial is None:
             return
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _READERS_LEAVE_SECONDS):
             while self._readers:
                 self._no_readers = trio.Event()
                 await self._no_readers.wait()
-        if is_published:
-            with storage_errors(self._partial.path):
-                self._partial.discard_journal()
         self._partial.close()

@@ -13,8 +13,7 @@ resumes and a liar is found.
 
 Layout: records of ``<kind:u8> <length:u32> <crc:u32 of kind and payload> <payload>``,
 little-endian. Kinds: H header (JSON), M mirror (its address; numbered by order), P piece
-(``<piece:u64> <mirror:u16> <sha256, 0 or 32 bytes>``), F forgotten (``<piece:u64>``),
-I intent to publish (JSON).
+(``<piece:u64> <mirror:u16> <sha256, 0 or 32 bytes>``), F forgotten (``<piece:u64>``).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _FRAME: Final = struct.Struct("<BII")
 _PIECE: Final = struct.Struct("<QH")
 _NUMBER: Final = struct.Struct("<Q")
 
-_HEADER, _MIRROR, _PIECE_KIND, _FORGOTTEN, _INTENT = b"HMPFI"
+_HEADER, _MIRROR, _PIECE_KIND, _FORGOTTEN = b"HMPF"
 
 # A mirror's address or a header is far below; a longer record is damage, not data.
 _MAX_PAYLOAD: Final = 64 * 1024
@@ -56,27 +55,12 @@ class JournalHeader:
     data_inode: int
 
 
-@dataclass(frozen=True, slots=True)
-class PublishIntent:
-    """Written before the rename: the file that will be, or is, ``name`` in primary storage.
-
-    A file of that name with this inode, size and mtime is the finished one, whose catalogue
-    row a crash prevented.
-    """
-
-    name: str
-    inode: int
-    size: int
-    mtime_ns: int
-
-
 class Journal:
     """An open journal. Not thread-safe: its owner calls one method at a time, in a thread."""
 
     def __init__(self, path: Path, fd: int, header: JournalHeader) -> None:
         self.path = path
         self.header = header
-        self.intent: PublishIntent | None = None
         self._fd = fd
         self._mirrors: dict[str, int] = {}
         self._pieces: dict[int, tuple[int, bytes]] = {}
@@ -143,8 +127,6 @@ class Journal:
             self._pieces[piece] = (mirror, payload[_PIECE.size :])
         elif kind == _FORGOTTEN:
             self._pieces.pop(_NUMBER.unpack_from(payload)[0], None)
-        elif kind == _INTENT:
-            self.intent = PublishIntent(**json.loads(payload))
 
     @property
     def grid(self) -> Grid:
@@ -184,11 +166,6 @@ class Journal:
         for payload in payloads:
             self._apply(_FORGOTTEN, payload)
         self._append([_frame(_FORGOTTEN, payload) for payload in payloads])
-
-    def intend(self, intent: PublishIntent) -> None:
-        """Say that the data is about to get its name in primary storage. Durable on return."""
-        self.intent = intent
-        self._append([_frame(_INTENT, json.dumps(asdict(intent)).encode())])
 
     def _append(self, frames: list[bytes]) -> None:
         if frames:

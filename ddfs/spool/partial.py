@@ -20,7 +20,7 @@ import trio
 from ddfs import errors
 from ddfs.fetch.transfer import PieceRecord
 from ddfs.model import Manifest
-from ddfs.spool.journal import Journal, JournalHeader, PublishIntent, sync_directory
+from ddfs.spool.journal import Journal, JournalHeader, sync_directory
 
 # fsync of one file may take seconds on a busy disk; the others go on meanwhile.
 _disk_limiter = trio.CapacityLimiter(16)
@@ -88,28 +88,11 @@ class PartialFile:
         async with self._appending:
             await trio.to_thread.run_sync(write, limiter=_disk_limiter)
 
-    def intend_to_publish(self, name: str) -> None:
-        """Make the data durable and note the name that it is about to get; blocks."""
-        with storage_errors(self.path):
-            os.fsync(self.fd)
-            status = os.fstat(self.fd)
-            self._journal.intend(
-                PublishIntent(name, status.st_ino, status.st_size, status.st_mtime_ns)
-            )
-
     def discard_journal(self) -> None:
         """Forget the journal: the data has its name and its row."""
         self._journal.close()
         with contextlib.suppress(FileNotFoundError):
             self._journal.path.unlink()
-
-    def discard(self) -> None:
-        """Delete both files: nobody wants the content any more."""
-        with storage_errors(self.path):
-            self.discard_journal()
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
-            sync_directory(self.path.parent)
 
     def close(self) -> None:
         """Close both files and give the lock back; twice is no mistake."""

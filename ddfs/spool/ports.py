@@ -35,6 +35,15 @@ class Storage(Protocol):
         Raises :class:`ddfs.errors.NameTakenError` when a file that is not ours has the name.
         """
 
+    def finish_publishing(self, content_id: str) -> PublishedFile | None:
+        """What a crash interrupted in :meth:`publish` after the rename, finished; else None."""
+
+    def adopt(self, name: str) -> PublishedFile:
+        """Treat the file that has *name* already as published: read-only, durable."""
+
+    def discard(self, content_id: str) -> None:
+        """Remove the partial file, its journal and all else that is kept of a fetch."""
+
     def identify(self, path: Path) -> PublishedFile | None:
         """What stands at *path*: a regular file, or None."""
 
@@ -44,10 +53,10 @@ class Storage(Protocol):
     def purge(self, published: PublishedFile) -> None:
         """Delete it."""
 
-    def reserve(self, content_id: str, length: int) -> None:
+    def reserve(self, content_id: str, length: int, /) -> None:
         """Set *length* bytes aside, or raise :class:`ddfs.errors.StorageFullError`."""
 
-    def note_written(self, content_id: str, length: int) -> None:
+    def note_written(self, content_id: str, length: int, /) -> None:
         """Say that *length* bytes of the reservation are on the disk by now."""
 
     def release(self, content_id: str) -> None:

@@ -1,8 +1,7 @@
 """What a crash left: done once, before anything is fetched. Blocks; runs in a thread.
 
-A crash can fall between any two of these steps of publishing: intent in the journal,
-rename, flags, reference in the catalogue, journal deleted. The intent names the file and
-its inode, so that the finished one is recognised without reading it.
+A crash can fall between any two of these: the storage's steps of publishing, the reference
+in the catalogue, the journal deleted.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from ddfs import errors
 from ddfs.model import PublishedFile, SpoolReference, SpoolState
@@ -34,77 +32,56 @@ def recovered_references(storage: Storage, ledger: Ledger) -> list[SpoolReferenc
 
 
 def _put_right(storage: Storage, reference: SpoolReference) -> SpoolReference:
+    content_id = reference.content_id
     if reference.published is not None and storage.is_intact(reference.published):
-        _forget_leftovers(storage, reference.content_id)
+        _discard_leftovers(storage, content_id)
         return reference
-    journal = _journal(storage, reference.content_id)
-    try:
-        if journal is not None and (published := _finished(storage, journal)):
-            log.info("%s: a crash had interrupted its publishing; finished", published.path)
-            return _published(reference, published, journal)
-        bytes_here = journal.bytes_here if journal is not None else 0
-    finally:
-        if journal is not None:
-            journal.close()
+    published = _finish_publishing(storage, content_id)
+    if published is not None:
+        log.info("%s: a crash had interrupted its publishing; finished", published.path)
+        return replace(
+            reference,
+            state=SpoolState.PUBLISHED,
+            published=published,
+            last_error=None,
+            bytes_here=published.size,
+            updated_at=time.time(),
+        )
     if reference.published is not None:
         log.warning(
             "%s: the published file is gone or changed; it will be fetched again when used",
             reference.published.path,
         )
-        return replace(
-            reference, state=SpoolState.ABSENT, published=None, bytes_here=bytes_here,
-            updated_at=time.time(),
-        )  # fmt: skip
-    if reference.bytes_here != bytes_here:
-        return replace(reference, bytes_here=bytes_here)
-    return reference
+        reference = replace(
+            reference, state=SpoolState.ABSENT, published=None, updated_at=time.time()
+        )
+    return replace(reference, bytes_here=_journaled_bytes(storage, content_id))
 
 
-def _journal(storage: Storage, content_id: str) -> Journal | None:
+def _finish_publishing(storage: Storage, content_id: str) -> PublishedFile | None:
     try:
-        return Journal.open(storage.journal_path(content_id))
-    except OSError as error:
-        log.warning("%s: %s", storage.journal_path(content_id), error.strerror or error)
-        return None
-
-
-def _finished(storage: Storage, journal: Journal) -> PublishedFile | None:
-    """The published file that the journal's intent speaks of, every step of it done."""
-    intent = journal.intent
-    if intent is None:
-        return None
-    found = storage.identify(storage.path / intent.name)
-    if found is None or (found.inode, found.size, found.mtime_ns) != (
-        intent.inode,
-        intent.size,
-        intent.mtime_ns,
-    ):
-        return None
-    try:
-        return storage.publish(storage.partial_path(journal.header.content_id), intent.name)
+        return storage.finish_publishing(content_id)
     except errors.DdfsError as error:
         log.warning("%s", error)
         return None
 
 
-def _published(
-    reference: SpoolReference, published: PublishedFile, journal: Journal
-) -> SpoolReference:
-    journal.path.unlink(missing_ok=True)
-    return replace(
-        reference, state=SpoolState.PUBLISHED, published=published, last_error=None,
-        bytes_here=published.size, updated_at=time.time(),
-    )  # fmt: skip
-
-
-def _forget_leftovers(storage: Storage, content_id: str) -> None:
-    """The journal outlives its data by a moment; the data never outlives the rename."""
-    for leftover in (storage.journal_path(content_id), storage.partial_path(content_id)):
-        _unlink(leftover)
-
-
-def _unlink(path: Path) -> None:
+def _journaled_bytes(storage: Storage, content_id: str) -> int:
+    path = storage.journal_path(content_id)
     try:
-        path.unlink(missing_ok=True)
+        journal = Journal.open(path)
     except OSError as error:
         log.warning("%s: %s", path, error.strerror or error)
+        return 0
+    if journal is None:
+        return 0
+    journal.close()
+    return journal.bytes_here
+
+
+def _discard_leftovers(storage: Storage, content_id: str) -> None:
+    """What a crash left after the reference was written."""
+    try:
+        storage.discard(content_id)
+    except errors.DdfsError as error:
+        log.warning("%s", error)

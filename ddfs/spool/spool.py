@@ -229,16 +229,8 @@ class Spool:
             self._files.forget(published.path)
             await trio.to_thread.run_sync(self._with.storage.purge, published)
             await self._forget_published(content_id, holding)
-        await trio.to_thread.run_sync(self._discard_partial, content_id)
+        await trio.to_thread.run_sync(self._with.storage.discard, content_id)
         self._holdings.pop(content_id, None)
-
-    def _discard_partial(self, content_id: str) -> None:
-        storage = self._with.storage
-        for path in (storage.journal_path(content_id), storage.partial_path(content_id)):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise errors.StorageError(f"{path}: {error.strerror or error}") from error
 
     # -- the life of a fetch ---------------------------------------------------------------
 
@@ -261,7 +253,9 @@ class Spool:
             self._conclude(holding, fetch, error)
             with trio.move_on_after(_SHUTDOWN_SECONDS) as scope:
                 scope.shield = True
-                await fetch.close(is_published=error is None)
+                await fetch.close()
+                if error is None:
+                    await self._discard_leftovers(content_id)
         if error is not None:
             await self._after_failure(holding, fetch, error)
 
@@ -318,6 +312,13 @@ class Spool:
             await trio.to_thread.run_sync(
                 self._with.ledger.record_reference, reference, limiter=self._with.ledger_limiter
             )
+
+    async def _discard_leftovers(self, content_id: str) -> None:
+        """The journal and the like; a failure costs a few bytes, not the template."""
+        try:
+            await trio.to_thread.run_sync(self._with.storage.discard, content_id)
+        except errors.DdfsError as error:
+            log.warning("%s", error)
 
     async def _forget_published(self, content_id: str, holding: _Holding) -> None:
         holding.published = None
