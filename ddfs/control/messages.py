@@ -11,6 +11,12 @@ understand each other; a field never changes its meaning.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# For the requests that people write by hand: a misspelt key is an error, and not an option
+# that silently does nothing. Pydantic, under FastAPI, looks for it under this name. The
+# gate's question goes without: an older daemon must not refuse a newer hook.
+_STRICT: Final = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +78,22 @@ class AddTemplate:
     ``format`` as people write it, None where the image says it itself.
     """
 
+    __pydantic_config__ = _STRICT
+
     name: str
     source: str
     format: str | None = None
     checksum: str | None = None
     file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The body of ``POST /v1/prefetch`` and ``POST /v1/cancel``: names of templates."""
+
+    __pydantic_config__ = _STRICT
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,8 @@ class GateAnswer:
 @dataclass(frozen=True, slots=True)
 class DefinePool:
     """The body of ``POST /v1/pool``. Without a name the daemon chooses one."""
+
+    __pydantic_config__ = _STRICT
 
     name: str | None = None
 

@@ -1,0 +1,214 @@
+"""An in-memory Service: small, and honest about names, states and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from ddfs import errors
+from ddfs.control.messages import (
+    AddTemplate,
+    DaemonStatus,
+    GateAnswer,
+    GateQuestion,
+    MirrorStatus,
+    PoolStatus,
+    TemplateStatus,
+)
+from ddfs.control.server import serve
+
+
+def make_status(name: str, **changes: object) -> TemplateStatus:
+    status = TemplateStatus(
+        name=name,
+        format="qcow2",
+        file_name=f"{name}.qcow2",
+        path=f"/srv/ddfs/templates/{name}.qcow2",
+        size=1000,
+        virtual_size=4000,
+        source="https://example.org/a.meta4",
+        content_id="sha-256:" + "ab" * 32,
+        state="not-downloaded",
+        bytes_here=0,
+        bytes_per_second=0.0,
+        seconds_left=None,
+        published_path=None,
+        last_error=None,
+        retry_in=None,
+        added_at=1_700_000_000.0,
+        head_is_verified=True,
+        readable_early=True,
+        mirrors=(MirrorStatus("https://m.example.org/a", 10, 2.5, "busy"),),
+    )
+    return dataclasses.replace(status, **changes)  # type: ignore[arg-type]
+
+
+class FakeService:
+    """Fetches move on by 400 bytes at every look, so that a client sees progress."""
+
+    def __init__(self, *names: str) -> None:
+        self.known = {name: make_status(name) for name in names}
+        self.failing: dict[str, str] = {}
+        self.raises: Exception | None = None
+        self.asked: list[GateQuestion] = []
+        self.removed: list[tuple[str, bool]] = []
+        self.started: list[str] = []
+        self.gate_seconds = 0.0
+        self.pool = PoolStatus("ddfs", "/srv/ddfs/templates", False)
+
+    def _check(self) -> None:
+        if self.raises is not None:
+            raise self.raises
+
+    def _move_on(self, status: TemplateStatus) -> TemplateStatus:
+        if status.state != "downloading":
+            return status
+        if status.name in self.failing:
+            return dataclasses.replace(
+                status, state="error", last_error=self.failing[status.name], retry_in=30.0
+            )
+        here = min(status.size, status.bytes_here + 400)
+        if here < status.size:
+            return dataclasses.replace(
+                status, bytes_here=here, bytes_per_second=400.0, seconds_left=1.5
+            )
+        return dataclasses.replace(
+            status, state="downloaded", bytes_here=here, published_path=f"/images/{status.name}"
+        )
+
+    def daemon_status(self) -> DaemonStatus:
+        self._check()
+        return DaemonStatus("0", 1, 2.0, "/srv/ddfs", "/srv/ddfs/templates", 0, 0, len(self.known))
+
+    def templates(self) -> list[TemplateStatus]:
+        return [self.template(name) for name in sorted(self.known)]
+
+    def template(self, name: str) -> TemplateStatus:
+        self._check()
+        if name not in self.known:
+            raise errors.UnknownTemplateError(f"no template is called {name!r}")
+        self.known[name] = self._move_on(self.known[name])
+        return self.known[name]
+
+    async def add_template(self, request: AddTemplate) -> TemplateStatus:
+        self._check()
+        if request.name in self.known:
+            raise errors.TemplateExistsError(f"{request.name!r} is taken")
+        status = make_status(request.name, source=request.source, format=request.format or "qcow2")
+        self.known[request.name] = status
+        return status
+
+    async def remove_template(self, name: str, purge: bool) -> None:
+        self.template(name)
+        del self.known[name]
+        self.removed.append((name, purge))
+
+    def prefetch(self, names: Sequence[str]) -> list[TemplateStatus]:
+        for name in names:
+            self.template(name)
+        for name in names:
+            if self.known[name].state != "downloaded":
+                self.known[name] = dataclasses.replace(self.known[name], state="downloading")
+        return [self.known[name] for name in names]
+
+    def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
+        for name in names:
+            self.template(name)
+        for name in names:
+            self.known[name] = dataclasses.replace(self.known[name], state="not-downloaded")
+        return [self.known[name] for name in names]
+
+    async def gate(self, question: GateQuestion) -> GateAnswer:
+        self._check()
+        self.asked.append(question)
+        await trio.sleep(self.gate_seconds)
+        unknown = [file.path for file in question.files if Path(file.path).stem not in self.known]
+        return GateAnswer(not unknown, f"not here: {unknown}" if unknown else "")
+
+    async def define_pool(self, name: str | None) -> PoolStatus:
+        self.pool = PoolStatus(name or "ddfs", self.pool.path, True, len(self.known))
+        return self.pool
+
+    async def refresh_pool(self) -> PoolStatus:
+        if not self.pool.active:
+            raise errors.LibvirtError("no pool is defined; define it with: ddfs pool define", 49)
+        return self.pool
+
+    async def undefine_pool(self) -> PoolStatus:
+        self.pool = dataclasses.replace(self.pool, active=False, volumes=None)
+        return self.pool
+
+    async def domain_templates(self, domain: str) -> list[TemplateStatus]:
+        if domain == "nobody":
+            raise errors.LibvirtError("no domain called 'nobody'", 42)
+        return self.prefetch(sorted(self.known))
+
+    async def start_domain(self, domain: str) -> None:
+        self.started.append(domain)
+
+    def metrics(self) -> bytes:
+        return b"ddfs_templates 1\n"
+
+
+class RunningDaemon:
+    """What :func:`running` gives: where it listens, and how to end it early."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "ddfs.sock"
+        self.reader_path = directory / "ddfs-ro.sock"
+        self._scope = trio.CancelScope()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._failure: BaseException | None = None
+        self._is_up = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, service: FakeService) -> None:
+        def run() -> None:
+            try:
+                trio.run(self._serve, service)
+            except BaseException as failure:
+                while isinstance(failure, BaseExceptionGroup):
+                    failure = failure.exceptions[0]
+                self._failure = failure
+            finally:
+                self._is_up.set()
+
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+        self._is_up.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve(self, service: FakeService) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._start, service)
+                self._is_up.set()
+
+    async def _start(self, service: FakeService, *, task_status: trio.TaskStatus[None]) -> None:
+        await serve(service, self.path, self.reader_path, task_status=task_status)
+
+    def stop(self) -> None:
+        if self._token is not None and self._thread is not None and self._thread.is_alive():
+            self._token.run_sync_soon(self._scope.cancel)
+        if self._thread is not None:
+            self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+
+@contextmanager
+def running(service: FakeService, directory: Path) -> Iterator[RunningDaemon]:
+    """The real server for *service* on real sockets in *directory*, in a thread."""
+    daemon = RunningDaemon(directory)
+    daemon.start(service)
+    try:
+        yield daemon
+    finally:
+        daemon.stop()
