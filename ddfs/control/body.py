@@ -53,17 +53,27 @@ class BodyLimit:
 
 
 async def _read_body(receive: Receive) -> bytes | None:
-    """The body; None if the caller hung up before its end."""
+    """The body; None if the caller hung up before its end.
+
+    One that is too large is read to its end and thrown away: a client that is still sending
+    when the connection is closed never sees the answer.
+    """
     body = bytearray()
+    is_too_large = False
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += message.get("body", b"")
+        if not is_too_large:
+            body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
-            raise errors.InvalidValueError(f"the request has more than {MAX_BODY_BYTES} bytes")
+            is_too_large = True
+            body.clear()
         if not message.get("more_body", False):
-            return bytes(body)
+            break
+    if is_too_large:
+        raise errors.InvalidValueError(f"the request has more than {MAX_BODY_BYTES} bytes")
+    return bytes(body)
 
 
 class _Replay:
@@ -98,8 +108,6 @@ class _Answer:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            # What is left of the request's body will not be read.
-            (b"connection", b"close"),
         ]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
