@@ -23,6 +23,7 @@ from ddfs.model import (
     Digest,
     ImageFormat,
     Manifest,
+    PublishedFile,
     SpoolState,
     Template,
     validate_template_name,
@@ -194,6 +195,14 @@ class Templates:
     def holding(self, template: Template) -> HoldingStatus:
         """How far it is here."""
         return self._spool.holding(template.content_id)
+
+    def published(self, template: Template) -> PublishedFile | None:
+        """Its complete file, if there is one; from memory."""
+        return self._spool.published(template.content_id)
+
+    def is_fetching(self, template: Template) -> bool:
+        """Whether its fetch runs."""
+        return self._spool.is_fetching(template.content_id)
 
     # -- registering -----------------------------------------------------------------------
 

@@ -1,0 +1,302 @@
+"""A host's templates, gate, pool and domains behind the API: the daemon's ``Service``.
+
+Translates between messages and what they are about, and decides nothing that the parts do
+not decide. libvirt stands behind two small protocols; the gate is not given either.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from ddfs import __version__, errors
+from ddfs.control.messages import (
+    AddTemplate,
+    DaemonStatus,
+    GateAnswer,
+    GateQuestion,
+    MirrorStatus,
+    PoolStatus,
+    PrimaryStatus,
+    TemplateStatus,
+)
+from ddfs.gate import Gate, NeededFile
+from ddfs.image import chain
+from ddfs.image.domain import PoolTargets
+from ddfs.image.header import ChainError
+from ddfs.model import Digest, ImageFormat, SpoolState, Template
+from ddfs.spool.rest import Demand
+from ddfs.templates import Registration, Templates
+
+# Walking the chains of all domains reads their images' headers.
+_chain_limiter = trio.CapacityLimiter(2)
+
+
+class VolumePool(Protocol):
+    """libvirt's pool on the mount."""
+
+    async def define(self, name: str | None) -> PoolStatus:
+        """Define and start it, or adopt the one that is there."""
+
+    async def refresh(self) -> PoolStatus:
+        """Let libvirt look again."""
+
+    async def undefine(self) -> PoolStatus:
+        """Take it away from libvirt."""
+
+
+class Domains(Protocol):
+    """libvirt's domains."""
+
+    async def domain_xml(self, name: str) -> bytes:
+        """The XML of one."""
+
+    async def all_xml(self) -> dict[str, bytes]:
+        """The XML of all, by name; raises :class:`errors.LibvirtError`."""
+
+    async def start(self, name: str) -> None:
+        """Start one."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostFigures:
+    """What the daemon knows and the parts do not."""
+
+    mountpoint: Path
+    templates_dir: Path
+    primary_name: str
+    primary_path: Path
+    measure: Callable[[], tuple[int, int]]
+
+
+class Host:
+    """Implements :class:`ddfs.control.service.Service`."""
+
+    def __init__(
+        self,
+        templates: Templates,
+        gate: Gate,
+        pool: VolumePool,
+        domains: Domains,
+        figures: HostFigures,
+        metrics: Callable[[], bytes],
+    ) -> None:
+        self._templates = templates
+        self._gate = gate
+        self._pool = pool
+        self._domains = domains
+        self._figures = figures
+        self._metrics = metrics
+        self._started_at = time.monotonic()
+
+    # -- looking ---------------------------------------------------------------------------
+
+    def daemon_status(self) -> DaemonStatus:
+        """The daemon in figures."""
+        templates = self._templates.all()
+        holdings = [self._templates.holding(template) for template in templates]
+        states = [holding.state for holding in holdings]
+        by_content = {t.content_id: h for t, h in zip(templates, holdings, strict=True)}
+        total, free = self._figures.measure()
+        return DaemonStatus(
+            version=__version__,
+            pid=os.getpid(),
+            uptime=time.monotonic() - self._started_at,
+            mountpoint=str(self._figures.mountpoint),
+            templates_dir=str(self._figures.templates_dir),
+            fetching=states.count(SpoolState.FETCHING),
+            published=states.count(SpoolState.PUBLISHED),
+            failed=states.count(SpoolState.FAILED),
+            total=len(templates),
+            bytes_per_second=sum(h.bytes_per_second for h in by_content.values()),
+            primary=(
+                PrimaryStatus(
+                    self._figures.primary_name, str(self._figures.primary_path), total, free
+                ),
+            ),
+        )
+
+    def templates(self) -> list[TemplateStatus]:
+        """All templates, sorted by name."""
+        found = sorted(self._templates.all(), key=lambda template: template.name)
+        return [self._status(template) for template in found]
+
+    def template(self, name: str) -> TemplateStatus:
+        """One template."""
+        return self._status(self._templates.get(name))
+
+    def _status(self, template: Template) -> TemplateStatus:
+        holding = self._templates.holding(template)
+        return TemplateStatus(
+            name=template.name,
+            format=template.format.value,
+            file_name=template.file_name,
+            path=str(self._figures.templates_dir / template.file_name),
+            size=template.size,
+            virtual_size=template.virtual_size,
+            source=template.source,
+            content_id=template.content_id,
+            state=holding.state.value,
+            bytes_here=holding.bytes_here,
+            bytes_per_second=holding.bytes_per_second,
+            seconds_left=holding.seconds_left,
+            published_path=holding.published.path if holding.published else None,
+            last_error=holding.error,
+            retry_in=holding.retry_in,
+            added_at=template.added_at,
+            head_is_verified=template.head_is_verified,
+            readable_early=template.is_readable_early,
+            mirrors=tuple(
+                MirrorStatus(
+                    url=mirror.url,
+                    bytes_received=mirror.bytes_received,
+                    bytes_per_second=mirror.bytes_per_second,
+                    state=str(mirror.state),
+                    last_error=str(mirror.last_error) if mirror.last_error else None,
+                    rejected_pieces=mirror.rejected_pieces,
+                )
+                for mirror in holding.mirrors
+            ),
+        )
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""
+        return self._metrics()
+
+    # -- templates -------------------------------------------------------------------------
+
+    async def add_template(self, request: AddTemplate) -> TemplateStatus:
+        """Register one."""
+        registration = Registration(
+            name=request.name,
+            source=request.source,
+            format=ImageFormat.parse(request.format) if request.format else None,
+            checksum=Digest.parse(request.checksum) if request.checksum else None,
+            file=request.file,
+        )
+        return self._status(await self._templates.add(registration))
+
+    async def remove_template(self, name: str, purge: bool) -> None:
+        """Forget one that nothing uses."""
+        template = self._templates.get(name)
+        users = await self._users_of(template)
+        if users:
+            raise errors.TemplateInUseError(
+                f"{template.file_name} is used by {', '.join(sorted(users)[:5])}; "
+                "undefine that, or give it another disk, first"
+            )
+        await self._templates.remove(name, purge=purge)
+
+    async def _users_of(self, template: Template) -> set[str]:
+        """The domains that have the template, or its published file, under a disk.
+
+        With libvirtd down no domain can be asked; then open descriptors are all that
+        speaks for a use, and the published file's own are looked at by the caller.
+        """
+        published = self._templates.published(template)
+        paths = {str(self._figures.templates_dir / template.file_name)}
+        if published is not None and len(self._templates.with_content(template.content_id)) == 1:
+            paths.add(published.path)
+        try:
+            domains = await self._domains.all_xml()
+        except errors.LibvirtError:
+            domains = {}
+        users = {f"domain {name}" for name in await self._with_files(domains, paths)}
+        return users | await trio.to_thread.run_sync(_processes_with_open, paths)
+
+    async def _with_files(self, domains: dict[str, bytes], paths: set[str]) -> list[str]:
+        from_mount = chain.Mountpoint(str(self._figures.mountpoint))
+
+        def uses(xml: bytes) -> bool:
+            try:
+                files = chain.domain_files(xml, from_mount, PoolTargets())
+            except ChainError:
+                return True
+            return any(file.path in paths for file in files)
+
+        def look() -> list[str]:
+            return [name for name, xml in domains.items() if uses(xml)]
+
+        return await trio.to_thread.run_sync(look, limiter=_chain_limiter)
+
+    def prefetch(self, names: Sequence[str]) -> list[TemplateStatus]:
+        """Start fetches by hand."""
+        wanted = [self._templates.get(name) for name in names]
+        for template in wanted:
+            self._templates.demand(template, Demand.HAND)
+        return [self._status(template) for template in wanted]
+
+    def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
+        """End fetches."""
+        wanted = [self._templates.get(name) for name in names]
+        for template in wanted:
+            self._templates.cancel(template)
+        return [self._status(template) for template in wanted]
+
+    # -- domains ---------------------------------------------------------------------------
+
+    async def gate(self, question: GateQuestion) -> GateAnswer:
+        """Answer the hook."""
+        files = [NeededFile(f.path, f.writable, f.optional) for f in question.files]
+        verdict = await self._gate.ask(question.domain, files)
+        return GateAnswer(verdict.allowed, verdict.message)
+
+    async def domain_templates(self, domain: str) -> list[TemplateStatus]:
+        """The templates under a domain's disks, their fetches started."""
+        xml = await self._domains.domain_xml(domain)
+
+        def look() -> list[NeededFile]:
+            try:
+                files = chain.needed_files(xml, str(self._figures.mountpoint), PoolTargets())
+            except ChainError as error:
+                raise errors.InvalidValueError(f"domain {domain}: {error}") from error
+            return [NeededFile(f.path, f.writable, f.optional) for f in files]
+
+        files = await trio.to_thread.run_sync(look, limiter=_chain_limiter)
+        needed = self._gate.needed_templates(files)
+        for template in needed:
+            # A file that was deleted by hand has to be noticed here, not by QEMU.
+            if not await self._templates.confirm_published(template):
+                self._templates.demand(template, Demand.HAND)
+        return [self._status(template) for template in needed]
+
+    async def start_domain(self, domain: str) -> None:
+        """Start one."""
+        await self._domains.start(domain)
+
+    # -- the pool --------------------------------------------------------------------------
+
+    async def define_pool(self, name: str | None) -> PoolStatus:
+        """Define or adopt."""
+        return await self._pool.define(name)
+
+    async def refresh_pool(self) -> PoolStatus:
+        """Refresh."""
+        return await self._pool.refresh()
+
+    async def undefine_pool(self) -> PoolStatus:
+        """Undefine."""
+        return await self._pool.undefine()
+
+
+def _processes_with_open(paths: set[str]) -> set[str]:
+    """Processes that have one of *paths* open, by their descriptors' names in /proc."""
+    found = set()
+    me = os.getpid()
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == me:
+            continue
+        try:
+            for descriptor in os.scandir(f"{entry.path}/fd"):
+                if os.readlink(descriptor.path) in paths:
+                    command = Path(entry.path, "comm").read_text().strip()
+                    found.add(f"process {entry.name} ({command})")
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,97 @@
+"""What operators scrape: ``GET /metrics`` in Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ddfs.model import SpoolState
+from ddfs.templates import Templates
+
+
+class HostMetrics:
+    """The metrics of one host, counted when they are asked for.
+
+    ``fuse_requests`` counts the kernel's requests by kind, ``measure`` gives total and free
+    bytes of primary storage.
+    """
+
+    def __init__(
+        self,
+        templates: Templates,
+        fuse_requests: Callable[[], Mapping[str, int]],
+        measure: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_HostCollector(templates, fuse_requests, measure))
+
+    def text(self) -> bytes:
+        """All metrics."""
+        return generate_latest(self._registry)
+
+
+class _HostCollector(Collector):
+    def __init__(
+        self,
+        templates: Templates,
+        fuse_requests: Callable[[], Mapping[str, int]],
+        measure: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._templates = templates
+        self._fuse_requests = fuse_requests
+        self._measure = measure
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: names are known once collected, and collecting needs a started host."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The families."""
+        yield from self._template_families()
+        yield from self._mirror_families()
+        requests = CounterMetricFamily(
+            "ddfs_fuse_requests", "Requests of the kernel to the mount", labels=["kind"]
+        )
+        for kind, count in sorted(self._fuse_requests().items()):
+            requests.add_metric([kind], count)
+        yield requests
+        total, free = self._measure()
+        yield GaugeMetricFamily("ddfs_primary_bytes", "Size of primary storage", value=total)
+        yield GaugeMetricFamily("ddfs_primary_free_bytes", "Room in primary storage", value=free)
+
+    def _template_families(self) -> Iterator[Metric]:
+        templates = self._templates.all()
+        states = [self._templates.holding(template).state for template in templates]
+        counts = GaugeMetricFamily("ddfs_templates", "Templates by state", labels=["state"])
+        for state in SpoolState:
+            counts.add_metric([state.value], states.count(state))
+        yield counts
+        here = GaugeMetricFamily("ddfs_template_here_bytes", "Bytes here", labels=["template"])
+        size = GaugeMetricFamily("ddfs_template_size_bytes", "Size", labels=["template"])
+        for template in templates:
+            here.add_metric([template.name], self._templates.holding(template).bytes_here)
+            size.add_metric([template.name], template.size)
+        yield here
+        yield size
+
+    def _mirror_families(self) -> Iterator[Metric]:
+        received = CounterMetricFamily(
+            "ddfs_mirror_received_bytes",
+            "Bytes that a mirror sent in the running or last fetch",
+            labels=["template", "mirror"],
+        )
+        rejected = CounterMetricFamily(
+            "ddfs_mirror_rejected_pieces",
+            "Pieces of a mirror whose hash was wrong, in the running or last fetch",
+            labels=["template", "mirror"],
+        )
+        for template in self._templates.all():
+            for mirror in self._templates.holding(template).mirrors:
+                labels = [template.name, mirror.url]
+                received.add_metric(labels, mirror.bytes_received)
+                rejected.add_metric(labels, mirror.rejected_pieces)
+        yield received
+        yield rejected
