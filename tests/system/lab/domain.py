@@ -30,12 +30,15 @@ class Disk:
 class Domain:
     """A domain without a network or a display; what it says on its serial port is in *serial*.
 
-    Emulated, not KVM: it takes a second to boot a boot sector either way, and works everywhere.
+    Emulated unless *hypervisor* is "kvm": a boot sector takes a second either way, and
+    emulation works everywhere.
     """
 
     name: str
     disks: tuple[Disk, ...]
     serial: Path | None = None
+    memory_mib: int = 64
+    hypervisor: str = "qemu"
 
     @property
     def xml(self) -> str:
@@ -49,8 +52,10 @@ class Domain:
             else ""
         )
         return (
-            f"<domain type='qemu'><name>{self.name}</name><memory unit='MiB'>64</memory>"
-            "<os><type arch='x86_64' machine='q35'>hvm</type><boot dev='hd'/></os>"
+            f"<domain type='{self.hypervisor}'><name>{self.name}</name>"
+            f"<memory unit='MiB'>{self.memory_mib}</memory>"
+            "<os><type arch='x86_64' machine='q35'>hvm</type>"
+            "<boot dev='hd'/><boot dev='cdrom'/></os>"
             "<features><acpi/></features>"
             f"<devices>{disks}{serial}<controller type='usb' model='none'/>"
             "<memballoon model='none'/></devices></domain>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -50,6 +51,7 @@ class Host:
         self.settings = directory / "ddfs.toml"
         self.log = directory / "ddfs.log"
         self.daemon: Process | None = None
+        self.command = [str(DDFS), "--config", str(self.settings)]
         self._environ = dict(environ or {})
         for path in (directory, self.images, self.vms):
             path.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ class Host:
 
     def spawn(self) -> Process:
         """A daemon that may or may not come up."""
-        return Process([DDFS, "--config", self.settings, "serve"], self.log, self._environ)
+        return Process([*self.command, "serve"], self.log, self._environ)
 
     def serve(self) -> Process:
         """The daemon; returns when it answers."""
@@ -101,7 +103,7 @@ class Host:
     ) -> subprocess.CompletedProcess[str]:
         """One command; LabError with what it said when it failed and *check* is true."""
         result = subprocess.run(
-            [DDFS, "--config", self.settings, *arguments],
+            [*self.command, *arguments],
             capture_output=True,
             text=True,
             timeout=seconds,
@@ -158,8 +160,13 @@ class Host:
         return Path(path)
 
     def hook(self) -> str:
-        """The text of the hook script that an operator of this host would install."""
-        raise NotImplementedError
+        """The hook script as an operator of this host would install it; see hooks/qemu."""
+        text = (TOP / "hooks" / "qemu").read_text()
+        for name, value in (("ddfs_home", TOP), ("ddfs_config", self.settings)):
+            text, count = re.subn(rf"(?m)^{name}=.*$", f"{name}='{value}'", text)
+            if count != 1:
+                raise LabError(f"hooks/qemu has {count} lines {name}=, not one")
+        return text
 
     def _answers(self) -> bool:
         try:

@@ -17,7 +17,7 @@ from typing import Final
 
 from lab import namespace
 from lab.domain import Domain
-from lab.processes import LabError, Process, wait_until
+from lab.processes import LabError, Process
 
 URI: Final = "qemu:///system"
 
@@ -65,6 +65,9 @@ class Libvirtd:
         Path("/etc/libvirt/libvirtd.conf").write_text(LIBVIRTD_CONF)
         Path("/etc/libvirt/qemu.conf").write_text(QEMU_CONF)
         HOOKS.mkdir()
+        # libvirtd looks for hooks when it starts, and at a SIGHUP; which one it finds is read
+        # anew each time.
+        self.install_hook("#!/bin/sh\n")
         self.start()
         return self
 
@@ -87,14 +90,15 @@ class Libvirtd:
             self._process = None
 
     def install_hook(self, text: str) -> None:
-        """Puts the script where libvirt looks for it; SIGHUP makes it look again."""
-        hook = HOOKS / "qemu"
-        hook.write_text(text)
-        hook.chmod(0o755)
-        if self._process is not None:
-            self._process.signal(1)
-            # libvirtd reloads when it gets round to it, and says nothing about it.
-            wait_until(self._answers, "libvirtd answers after a reload")
+        """Puts a script where libvirt runs it, in place of the one before."""
+        new = HOOKS / ".qemu.new"
+        new.write_text(text)
+        new.chmod(0o755)
+        new.rename(HOOKS / "qemu")
+
+    def is_kvm_usable(self) -> bool:
+        """Whether domains may have the hypervisor "kvm" here."""
+        return self.virsh("domcapabilities", "--virttype", "kvm", check=False).returncode == 0
 
     def virsh(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One virsh call; LabError with what it said when it failed and *check* is true."""

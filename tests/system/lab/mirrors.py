@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.processes import LabError, Process
+from lab.processes import Process
 
 # One process without a master: it ends with its pid, and reads what root may read.
 CONFIGURATION: Final = """\
@@ -84,11 +84,23 @@ class Mirror:
 
     def stop(self) -> None:
         if self._process is not None:
+            self.resume()
             self._process.close()
             self._process = None
 
     def url(self, name: str) -> str:
         return f"http://{self.address}:{self.port}/{name}"
+
+    def pause(self) -> None:
+        """Silent from now on: connections are still taken, by the kernel, and stay open."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.signal(number)
 
     def requests(self, name: str | None = None) -> list[Request]:
         """What was asked so far, or what was asked for *name*."""
@@ -116,18 +128,3 @@ def free_port(address: str) -> int:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextlib.contextmanager
-def mirrors(work: Path, root: Path, rates: list[int | None]) -> Iterator[list[Mirror]]:
-    """A mirror for each of *rates*, all with the files in *root*, on addresses of their own."""
-    with contextlib.ExitStack() as stack:
-        yield [
-            stack.enter_context(
-                Mirror(work / f"mirror{number}", root, address=f"127.0.0.{number}", rate=rate)
-            )
-            for number, rate in enumerate(rates, start=1)
-        ]
-
-
-__all__ = ["LabError", "Mirror", "Request", "free_port", "mirrors"]
