@@ -39,10 +39,14 @@ class NeededFile:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Yes, or no and why: one line for the person who starts the domain."""
+    """Yes, or no and why: one line for the person who starts the domain.
+
+    ``pending`` are the templates on whose fetches alone a refusal rests.
+    """
 
     allowed: bool
     message: str = ""
+    pending: tuple[Template, ...] = ()
 
 
 class Window:
@@ -136,12 +140,11 @@ class Gate:
         absent = [t for t in missing if self._state(t) is not SpoolState.PUBLISHED]
         if not absent:
             return Verdict(True)
-        stories = [self._story(template) for template in absent]
+        stories = ", ".join(self._story(template) for template in absent)
         if failure is not None or any(self._state(t) is SpoolState.FAILED for t in absent):
-            advice = "mend that, then try again"
-        else:
-            advice = f"try again, or run: ddfs start {domain}"
-        return Verdict(False, f"{', '.join(stories)}; {advice}")
+            return Verdict(False, f"{stories}; mend that, then try again")
+        advice = f"try again, or run: ddfs start {domain}"
+        return Verdict(False, f"{stories}; {advice}", tuple(absent))
 
     def _state(self, template: Template) -> SpoolState:
         return self._templates.holding(template).state

@@ -76,7 +76,11 @@ class HostFigures:
 
 
 class Host:
-    """Implements :class:`ddfs.control.service.Service`."""
+    """Implements :class:`ddfs.control.service.Service`.
+
+    ``start_later``, where ``gate.then`` is "start", takes a refused domain and the
+    templates that it waits for.
+    """
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class Host:
         domains: Domains,
         figures: HostFigures,
         metrics: Callable[[], bytes],
+        start_later: Callable[[str, Sequence[Template]], None] | None = None,
     ) -> None:
         self._templates = templates
         self._gate = gate
@@ -93,6 +98,7 @@ class Host:
         self._domains = domains
         self._figures = figures
         self._metrics = metrics
+        self._start_later = start_later
         self._started_at = time.monotonic()
 
     # -- looking ---------------------------------------------------------------------------
@@ -245,6 +251,9 @@ class Host:
         """Answer the hook."""
         files = [NeededFile(f.path, f.writable, f.optional) for f in question.files]
         verdict = await self._gate.ask(question.domain, files)
+        if verdict.pending and self._start_later is not None:
+            self._start_later(question.domain, verdict.pending)
+            return GateAnswer(False, f"{verdict.message}; it is started when that is here")
         return GateAnswer(verdict.allowed, verdict.message)
 
     async def domain_templates(self, domain: str) -> list[TemplateStatus]:

@@ -1,0 +1,275 @@
+"""The daemon: the one place that knows everybody, and wires them.
+
+Order of starting: locks before the mountpoint is touched, the catalogue before the mount
+shows it, the mount before the API says that it is there. Ending goes backwards; everything
+that has to be on disk is there within two seconds, and the mount is gone within five.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ddfs import errors
+from ddfs.catalogue.catalogue import Catalogue
+from ddfs.catalogue.heads import HeadStore
+from ddfs.config import Settings
+from ddfs.control import server
+from ddfs.control.host import Host, HostFigures
+from ddfs.control.later import LaterStarts
+from ddfs.control.metrics import HostMetrics
+from ddfs.fetch.transport import Transport
+from ddfs.fuse.pool import TemplatePool
+from ddfs.fuse.shown import ShownTemplates
+from ddfs.gate import Gate
+from ddfs.image import inspect
+from ddfs.image.domain import PoolTargets
+from ddfs.model import ImageFormat, Template
+from ddfs.primary.directory import DirectoryStorage
+from ddfs.spool.fetching import Surroundings
+from ddfs.spool.spool import Spool
+from ddfs.templates import Templates
+from ddfs.virt.connection import Libvirt
+from ddfs.virt.domains import Domains
+from ddfs.virt.pools import PoolKeeper
+
+log = logging.getLogger(__name__)
+
+# What has to be known of ending: a person or systemd, in either case in an orderly way.
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(settings: Settings) -> None:
+    """Serve until a termination signal. Raises :class:`errors.DdfsError` for what is wrong
+    with the host or the settings, before anything is mounted where that can be known.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "httpcore", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        trio.run(_serve, settings)
+    except BaseExceptionGroup as group:
+        raise _first_of_ours(group) or group from group
+
+
+def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> errors.DdfsError | None:
+    """The error that a person should see, when all that happened are errors of ours."""
+    ours, others = group.split(errors.DdfsError)
+    while isinstance(ours, BaseExceptionGroup):
+        ours = ours.exceptions[0]
+    return ours if others is None and isinstance(ours, errors.DdfsError) else None
+
+
+async def _serve(settings: Settings) -> None:
+    primary_name, primary_path = _primary_path(settings)
+    with ExitStack() as stack:
+        stack.enter_context(_locked(settings.state_dir))
+        storage = DirectoryStorage(primary_name, primary_path)
+        await trio.to_thread.run_sync(storage.prepare)
+        stack.callback(storage.close)
+        catalogue = await trio.to_thread.run_sync(Catalogue.open, settings.state_dir)
+        stack.callback(catalogue.close)
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            await _serve_on(settings, storage, catalogue, signals)
+    log.info("ended")
+
+
+async def _serve_on(
+    settings: Settings,
+    storage: DirectoryStorage,
+    catalogue: Catalogue,
+    signals: AsyncIterator[int],
+) -> None:
+    """Wire everything; see the module on the order."""
+    ledger_limiter = trio.CapacityLimiter(1)
+    libvirt = Libvirt(settings.libvirt.uri)
+    keeper = PoolKeeper(libvirt, settings.templates_dir)
+    domains = Domains(libvirt)
+    changes = Changes(keeper)
+    heads = HeadStore(settings.state_dir)
+    async with Transport() as transport, trio.open_nursery() as fetching:
+        spool = Spool(
+            Surroundings(
+                storage=storage,
+                ledger=catalogue,
+                inspector=_Inspector(),
+                heads=heads,
+                transport=transport,
+                location=settings.network.location,
+                ledger_limiter=ledger_limiter,
+            ),
+            on_change=changes.content_changed,
+        )
+        await fetching.start(spool.run)
+        templates = Templates(
+            catalogue,
+            spool,
+            heads,
+            transport,
+            inspect.inspect_head,
+            location=settings.network.location,
+            ledger_limiter=ledger_limiter,
+            on_added=changes.added,
+            on_removed=changes.removed,
+        )
+        await templates.load()
+        pool = TemplatePool(ShownTemplates(templates, storage.figures), settings.mountpoint)
+        later = LaterStarts(templates, domains.start)
+        host = Host(
+            templates,
+            Gate(templates, settings.templates_dir, settings.gate.wait),
+            keeper,
+            domains,
+            HostFigures(
+                settings.mountpoint,
+                settings.templates_dir,
+                storage.name,
+                storage.path,
+                storage.figures,
+            ),
+            HostMetrics(templates, lambda: pool.requests, storage.figures).text,
+            later.add if settings.gate.then == "start" else None,
+        )
+        async with trio.open_nursery() as mounted:
+            await mounted.start(pool.serve)
+            changes.show(pool, templates)
+            async with trio.open_nursery() as serving:
+                await serving.start(changes.run)
+                await serving.start(later.run)
+                serving.start_soon(keeper.run)
+                await serving.start(server.serve, host, settings.socket, settings.reader_socket)
+                log.info("ready: %s", settings.socket)
+                async for number in signals:
+                    log.info("%s: ending", signal.Signals(number).name)
+                    break
+                serving.cancel_scope.cancel()
+            await pool.close()
+        fetching.cancel_scope.cancel()
+
+
+class Changes:
+    """Tells the mount, the directory under it, and libvirt's pool what has changed."""
+
+    def __init__(self, keeper: PoolKeeper) -> None:
+        self._keeper = keeper
+        self._pool: TemplatePool | None = None
+        self._templates: Templates | None = None
+        self._queue, self._work = trio.open_memory_channel[Template](float("inf"))
+
+    def show(self, pool: TemplatePool, templates: Templates) -> None:
+        """From now on there is a mount to tell."""
+        self._pool, self._templates = pool, templates
+
+    def content_changed(self, content_id: str) -> None:
+        """A fetch began or ended."""
+        if self._pool is None or self._templates is None:
+            return
+        for template in self._templates.with_content(content_id):
+            self._pool.note_changed(template.row)
+            self._queue.send_nowait(template)
+
+    def added(self, template: Template) -> None:
+        """A template is new; it may be published already, under another name."""
+        if self._pool is not None:
+            self._pool.note_added(template.file_name)
+            self._queue.send_nowait(template)
+        self._keeper.note_changed()
+
+    def removed(self, template: Template) -> None:
+        """A template is gone."""
+        if self._pool is not None:
+            self._pool.note_removed(template.file_name, template.row)
+            self._queue.send_nowait(template)
+        self._keeper.note_changed()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the symlinks under the mountpoint as the templates are; errors are logged."""
+        await self._link_under(self._reconcile)
+        task_status.started()
+        async for template in self._work:
+            await self._link_under(functools.partial(self._relink, template))
+
+    async def _link_under(self, change: Callable[[], None]) -> None:
+        try:
+            await trio.to_thread.run_sync(change)
+        except errors.StorageError as error:
+            log.warning("%s", error)
+
+    def _reconcile(self) -> None:
+        assert self._pool is not None and self._templates is not None
+        published = {t.file_name: self._templates.published(t) for t in self._templates.all()}
+        self._pool.underlay.reconcile({n: p.path for n, p in published.items() if p is not None})
+
+    def _relink(self, template: Template) -> None:
+        assert self._pool is not None and self._templates is not None
+        current = self._templates.by_row(template.row)
+        published = self._templates.published(current) if current else None
+        if published is None:
+            self._pool.underlay.unlink(template.file_name)
+        else:
+            self._pool.underlay.link(template.file_name, published.path)
+
+
+class _Inspector:
+    """The image inspector, as the spool asks for it."""
+
+    def inspect_head(self, data: bytes, size: int, claimed: ImageFormat) -> None:
+        inspect.inspect_head(data, size=size, claimed=claimed)
+
+    def inspect_file(self, path: Path, claimed: ImageFormat) -> None:
+        inspect.inspect_file(path, claimed=claimed)
+
+
+def _primary_path(settings: Settings) -> tuple[str, Path]:
+    """The directory of the primary storage; a libvirt pool's is read from its XML file, so
+    that libvirtd may be down.
+    """
+    [(name, chosen)] = settings.primary.items()
+    path = chosen.path
+    if chosen.pool is not None:
+        target = PoolTargets().pool_target(chosen.pool)
+        if target is None:
+            raise errors.ConfigError(
+                f"primary.{name}.pool: libvirt has no pool {chosen.pool!r} with a directory; "
+                "virsh pool-list --all shows those there are"
+            )
+        path = Path(target)
+    assert path is not None
+    if path == settings.mountpoint or settings.mountpoint in path.parents:
+        raise errors.ConfigError(f"primary.{name}: {path} lies in the mountpoint itself")
+    return name, path
+
+
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """The state directory, made if needed, and ours alone."""
+    lock = state_dir / "lock"
+    try:
+        state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise errors.StorageError(
+            f"{state_dir}: {error.strerror}; make it a directory that ddfs can write to, or "
+            "set state_dir to another"
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    except BlockingIOError:
+        owner = os.pread(fd, 20, 0).decode(errors="replace").strip()
+        raise errors.AlreadyRunningError(
+            f"{state_dir}: another daemon (pid {owner or 'unknown'}) uses it; end that first"
+        ) from None
+    finally:
+        os.close(fd)
