@@ -1,0 +1,307 @@
+"""Templates, contents and spool references in one SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+from sqlalchemy import URL, Connection, Engine, create_engine, delete, event, func, insert, select
+from sqlalchemy import update as update_
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from ddfs import errors
+from ddfs.catalogue import migrate, rows, schema
+from ddfs.catalogue.failures import translated
+from ddfs.model import ImageFormat, Manifest, SpoolReference, SpoolState, Template
+
+FILE_NAME: Final = "catalogue.db"
+
+# Ours is the only process that writes; this is for an operator's sqlite3 shell.
+BUSY_TIMEOUT_SECONDS: Final = 5
+
+# However often a content is registered from elsewhere: more mirrors than this help nobody.
+MAX_MIRRORS: Final = 1000
+
+
+class Catalogue:
+    """The catalogue of one host; made by :meth:`open`.
+
+    Every method may run in any thread at any time, is one transaction, durable when it
+    returns and undone when it raises. All raise :class:`errors.CatalogueError` when the file
+    cannot be read or written.
+    """
+
+    def __init__(self, path: Path, engine: Engine) -> None:
+        self.path = path
+        self._engine = engine
+
+    @classmethod
+    def open(cls, state_dir: Path) -> Self:
+        """The catalogue in *state_dir*, both made where they are missing.
+
+        Its schema is brought up to date. A file that is damaged, not ours, or of a newer
+        ddfs is refused and left as it is.
+        """
+        path = state_dir / FILE_NAME
+        with translated(path):
+            # Sources may carry passwords.
+            os.makedirs(state_dir, mode=0o700, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            engine = _engine(path)
+            try:
+                migrate.bring_up(engine, path)
+                # Takes the lock for writing: a read-only file is refused now, not later.
+                with engine.begin():
+                    pass
+            except BaseException:
+                engine.dispose()
+                raise
+        return cls(path, engine)
+
+    def close(self) -> None:
+        """Close the file; afterwards nothing else may be called."""
+        with translated(self.path):
+            self._engine.dispose()
+
+    def add_template(
+        self,
+        *,
+        name: str,
+        format: ImageFormat,  # noqa: A002 -- the word of the model
+        manifest: Manifest,
+        source: str,
+        virtual_size: int | None,
+        added_at: float,
+        head_is_verified: bool,
+    ) -> Template:
+        """Bind *name* to the content of *manifest*, whose size must be known.
+
+        A content that is known already gets the mirrors of *manifest* as well, as in
+        :meth:`merge_mirrors`. Raises :class:`errors.TemplateExistsError` when the name is taken.
+        """
+        with self._transaction() as connection:
+            self._refuse_taken(connection, name, manifest.content_id)
+            self._store(connection, manifest)
+            values = {
+                "name": name,
+                "format": format.value,
+                "content_id": manifest.content_id,
+                "source": source,
+                "virtual_size": virtual_size,
+                "added_at": added_at,
+                "head_is_verified": head_is_verified,
+            }
+            connection.execute(insert(schema.template).values(values))
+            return self._template(connection, name)
+
+    def remove_template(self, name: str, *, forget_content: bool = False) -> Template:
+        """Free *name*. Raises :class:`errors.UnknownTemplateError`.
+
+        With the last name of a content its manifest and references go too; unless it is
+        published, because its file is still there and ours: then they stay for a template
+        that comes back, until :meth:`forget_reference`. *forget_content*: not even then.
+        """
+        with self._transaction() as connection:
+            gone = self._template(connection, name)
+            connection.execute(delete(schema.template).where(schema.template.c.name == name))
+            self._drop_unused(connection, gone.content_id, even_published=forget_content)
+            return gone
+
+    def templates(self) -> list[Template]:
+        """All templates, in the order in which they were added."""
+        with self._transaction() as connection:
+            found = connection.execute(_TEMPLATES.order_by(schema.template.c.row))
+            return [rows.template_of(row) for row in found]
+
+    def manifest(self, content_id: str) -> Manifest:
+        """The manifest of a content that some template or reference has; else ``ValueError``."""
+        with self._transaction() as connection:
+            found = self._manifest(connection, content_id)
+        if found is None:
+            raise ValueError(f"no such content: {content_id}")
+        return found
+
+    def merge_mirrors(self, content_id: str, manifest: Manifest) -> None:
+        """Add what another source of the same content knows.
+
+        New mirrors go behind those that are there; piece hashes are taken if there were
+        none, and so is a stated size. Raises :class:`errors.DocumentError` when it states
+        another size: then one of both lies.
+        """
+        if manifest.content_id != content_id:
+            raise ValueError(f"{manifest.content_id} is not {content_id}")
+        with self._transaction() as connection:
+            self._store(connection, manifest)
+
+    def references(self) -> list[SpoolReference]:
+        """All spool references."""
+        table = schema.spool_reference
+        with self._transaction() as connection:
+            found = connection.execute(
+                select(table).order_by(table.c.content_id, table.c.primary_storage)
+            )
+            return [rows.reference_of(row) for row in found]
+
+    def record_reference(self, reference: SpoolReference) -> None:
+        """Write *reference* down, in place of an older one of its content and storage.
+
+        ``ValueError`` when no template or reference has the content (any more).
+        """
+        values = rows.reference_values(reference)
+        keys = ("content_id", "primary_storage")
+        statement = upsert(schema.spool_reference).values(values)
+        statement = statement.on_conflict_do_update(
+            index_elements=list(keys),
+            set_={column: value for column, value in values.items() if column not in keys},
+        )
+        with self._transaction() as connection:
+            if not self._knows(connection, reference.content_id):
+                raise ValueError(f"no such content: {reference.content_id}")
+            connection.execute(statement)
+
+    def forget_reference(self, content_id: str, primary: str) -> None:
+        """Delete a reference, and the manifest too if nobody has the content any more.
+
+        None there is fine.
+        """
+        table = schema.spool_reference
+        with self._transaction() as connection:
+            connection.execute(
+                delete(table).where(
+                    table.c.content_id == content_id, table.c.primary_storage == primary
+                )
+            )
+            self._drop_unused(connection, content_id, even_published=False)
+
+    # Within a transaction
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with translated(self.path), self._engine.begin() as connection:
+            yield connection
+
+    def _refuse_taken(self, connection: Connection, name: str, content_id: str) -> None:
+        found = connection.execute(_TEMPLATES.where(schema.template.c.name == name)).one_or_none()
+        if found is None:
+            return
+        if found.content_id == content_id:
+            raise errors.TemplateExistsError(f"{name} is registered already, with this content")
+        raise errors.TemplateExistsError(
+            f"{name} is registered already, with other content; a name is bound for ever, so "
+            "give the new version a name of its own"
+        )
+
+    def _template(self, connection: Connection, name: str) -> Template:
+        found = connection.execute(_TEMPLATES.where(schema.template.c.name == name)).one_or_none()
+        if found is None:
+            raise errors.UnknownTemplateError(
+                f"no template is called {name!r}; ddfs template list shows all"
+            )
+        return rows.template_of(found)
+
+    def _knows(self, connection: Connection, content_id: str) -> bool:
+        table = schema.content
+        found = connection.execute(
+            select(table.c.content_id).where(table.c.content_id == content_id)
+        )
+        return found.first() is not None
+
+    def _manifest(self, connection: Connection, content_id: str) -> Manifest | None:
+        table = schema.content
+        row = connection.execute(select(table).where(table.c.content_id == content_id)).first()
+        if row is None:
+            return None
+        mirrors = connection.execute(
+            select(schema.mirror)
+            .where(schema.mirror.c.content_id == content_id)
+            .order_by(schema.mirror.c.position)
+        )
+        return rows.manifest_of(row, tuple(rows.mirror_of(mirror) for mirror in mirrors))
+
+    def _store(self, connection: Connection, manifest: Manifest) -> None:
+        if manifest.size is None:
+            raise ValueError(f"{manifest.name}: a manifest without a size cannot be stored")
+        known = self._manifest(connection, manifest.content_id)
+        if known is None:
+            connection.execute(insert(schema.content).values(rows.content_values(manifest)))
+        else:
+            self._complete(connection, known, manifest)
+        self._add_mirrors(connection, known, manifest)
+
+    def _complete(self, connection: Connection, known: Manifest, more: Manifest) -> None:
+        if known.size != more.size:
+            raise errors.DocumentError(
+                f"{more.name}: {more.size} bytes with a digest that belongs to a file of "
+                f"{known.size} bytes ({known.name}); one of the two sources is wrong"
+            )
+        changes: dict[str, Any] = {}
+        if more.size_is_stated and not known.size_is_stated:
+            changes["size_is_stated"] = True
+        if more.pieces is not None and known.pieces is None:
+            changes |= rows.piece_values(more.pieces)
+        if changes:
+            table = schema.content
+            connection.execute(
+                update_(table).where(table.c.content_id == known.content_id).values(changes)
+            )
+
+    def _add_mirrors(
+        self, connection: Connection, known: Manifest | None, manifest: Manifest
+    ) -> None:
+        there = {mirror.url for mirror in known.mirrors} if known else set()
+        fresh = {m.url: m for m in manifest.mirrors if m.url not in there}.values()
+        first, room = len(there), MAX_MIRRORS - len(there)
+        values = [
+            rows.mirror_values(manifest.content_id, first + number, mirror)
+            for number, mirror in enumerate(list(fresh)[: max(0, room)])
+        ]
+        if values:
+            connection.execute(insert(schema.mirror), values)
+
+    def _drop_unused(
+        self, connection: Connection, content_id: str, *, even_published: bool
+    ) -> None:
+        """Delete a content that has no name, with its mirrors and references."""
+        named, kept = schema.template, schema.spool_reference
+        users = select(func.count()).select_from(named).where(named.c.content_id == content_id)
+        published = (
+            select(func.count())
+            .select_from(kept)
+            .where(kept.c.content_id == content_id, kept.c.state == SpoolState.PUBLISHED.value)
+        )
+        if connection.scalar(users) or (connection.scalar(published) and not even_published):
+            return
+        table = schema.content
+        connection.execute(delete(table).where(table.c.content_id == content_id))
+
+
+_TEMPLATES: Final = select(
+    schema.template,
+    schema.content.c.size,
+    schema.content.c.size_is_stated,
+    schema.content.c.piece_length.is_not(None).label("has_pieces"),
+).join_from(schema.template, schema.content)
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_TIMEOUT_SECONDS}
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        # Transactions are begun below; the driver's own way leaves DDL outside of them.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # At once for writing: one that starts as a reader and then wants to write fails
+        # with SQLITE_BUSY, without any waiting, when another has written meanwhile.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

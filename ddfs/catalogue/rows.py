@@ -1,0 +1,129 @@
+"""Rows to values and back. No I/O."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import Row
+
+from ddfs.model import (
+    Digest,
+    HashAlgorithm,
+    ImageFormat,
+    Manifest,
+    Mirror,
+    PieceMap,
+    PublishedFile,
+    SpoolReference,
+    SpoolState,
+    Template,
+)
+
+Values = dict[str, Any]
+
+
+def content_values(manifest: Manifest) -> Values:
+    """The row of *manifest* in ``content``."""
+    return {
+        "content_id": manifest.content_id,
+        "file_name": manifest.name,
+        "size": manifest.size,
+        "size_is_stated": manifest.size_is_stated,
+        "digests": json.dumps([str(digest) for digest in manifest.digests]),
+        "notes": json.dumps(manifest.notes),
+        **piece_values(manifest.pieces),
+    }
+
+
+def piece_values(pieces: PieceMap | None) -> Values:
+    """The three columns of the piece hashes."""
+    return {
+        "piece_algorithm": pieces.algorithm.value if pieces else None,
+        "piece_length": pieces.piece_length if pieces else None,
+        "piece_digests": pieces.digests if pieces else None,
+    }
+
+
+def mirror_values(content_id: str, position: int, mirror: Mirror) -> Values:
+    """The row of one mirror."""
+    return {
+        "content_id": content_id,
+        "position": position,
+        "url": mirror.url,
+        "priority": mirror.priority,
+        "location": mirror.location,
+        "max_connections": mirror.max_connections,
+    }
+
+
+def manifest_of(row: Row[Any], mirrors: tuple[Mirror, ...]) -> Manifest:
+    """The manifest of a row of ``content``."""
+    pieces = None
+    if row.piece_length is not None:
+        pieces = PieceMap(HashAlgorithm(row.piece_algorithm), row.piece_length, row.piece_digests)
+    return Manifest(
+        name=row.file_name,
+        size=row.size,
+        digests=tuple(Digest.parse(text) for text in json.loads(row.digests)),
+        pieces=pieces,
+        mirrors=mirrors,
+        size_is_stated=row.size_is_stated,
+        notes=tuple(json.loads(row.notes)),
+    )
+
+
+def mirror_of(row: Row[Any]) -> Mirror:
+    """The mirror of a row."""
+    return Mirror(row.url, row.priority, row.location, row.max_connections)
+
+
+def template_of(row: Row[Any]) -> Template:
+    """The template of a row of ``template`` joined with what ``content`` knows."""
+    return Template(
+        row=row.row,
+        name=row.name,
+        format=ImageFormat(row.format),
+        content_id=row.content_id,
+        size=row.size,
+        virtual_size=row.virtual_size,
+        source=row.source,
+        added_at=row.added_at,
+        head_is_verified=row.head_is_verified,
+        # As model.Manifest has it; a stored content always has a size.
+        is_readable_early=row.has_pieces and row.size_is_stated,
+    )
+
+
+def reference_values(reference: SpoolReference) -> Values:
+    """The row of *reference*."""
+    published = reference.published
+    return {
+        "content_id": reference.content_id,
+        "primary_storage": reference.primary,
+        "state": reference.state.value,
+        "bytes_here": reference.bytes_here,
+        "updated_at": reference.updated_at,
+        "path": published.path if published else None,
+        "device": published.device if published else None,
+        "inode": published.inode if published else None,
+        "size": published.size if published else None,
+        "mtime_ns": published.mtime_ns if published else None,
+        "last_error": reference.last_error,
+    }
+
+
+def reference_of(row: Row[Any]) -> SpoolReference:
+    """The reference of a row."""
+    published = None
+    if row.path is not None:
+        published = PublishedFile(row.path, row.device, row.inode, row.size, row.mtime_ns)
+    return SpoolReference(
+        content_id=row.content_id,
+        primary=row.primary_storage,
+        state=SpoolState(row.state),
+        bytes_here=row.bytes_here,
+        updated_at=row.updated_at,
+        published=published,
+        last_error=row.last_error,
+    )
