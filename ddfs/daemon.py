@@ -205,13 +205,16 @@ class Changes:
             log.warning("%s", error)
 
     def _reconcile(self) -> None:
-        assert self._pool is not None and self._templates is not None
+        assert self._pool is not None
+        assert self._templates is not None
         published = {t.file_name: self._templates.published(t) for t in self._templates.all()}
         self._pool.underlay.reconcile({n: p.path for n, p in published.items() if p is not None})
 
     def _relink(self, template: Template) -> None:
-        assert self._pool is not None and self._templates is not None
-        current = self._templates.by_row(template.row)
+        assert self._pool is not None
+        assert self._templates is not None
+        # By name: another template may have it by now.
+        current = self._templates.by_file_name(template.file_name)
         published = self._templates.published(current) if current else None
         if published is None:
             self._pool.underlay.unlink(template.file_name)
@@ -262,14 +265,19 @@ def _locked(state_dir: Path) -> Iterator[None]:
             "set state_dir to another"
         ) from error
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        _take(fd, state_dir)
         yield
+    finally:
+        os.close(fd)
+
+
+def _take(fd: int, state_dir: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(fd, 20, 0).decode(errors="replace").strip()
         raise errors.AlreadyRunningError(
             f"{state_dir}: another daemon (pid {owner or 'unknown'}) uses it; end that first"
         ) from None
-    finally:
-        os.close(fd)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

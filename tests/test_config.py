@@ -1,0 +1,77 @@
+"""Settings: defaults, units, and mistakes that are named."""
+
+from pathlib import Path
+
+import pytest
+
+from ddfs import config, errors
+
+
+def test_an_empty_document_is_the_documented_defaults() -> None:
+    settings = config.parse({})
+    assert settings.templates_dir == Path("/srv/ddfs/templates")
+    assert settings.reader_socket == Path("/run/ddfs/ddfs-ro.sock")
+    assert settings.primary["default"].path == Path("/var/lib/libvirt/images")
+    assert (settings.gate.wait, settings.gate.then) == (10.0, "refuse")
+
+
+def test_every_documented_key_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "ddfs.toml"
+    file.write_text(
+        'mountpoint = "/m/./x"\nstate_dir = "/s"\nsocket = "/r/d.sock"\n'
+        '[primary.default]\npool = "fast"\n[gate]\nwait = 0\nthen = "start"\n'
+        '[network]\nlocation = "DE"\nallow_networks = ["10.0.0.0/8"]\n'
+        '[libvirt]\nuri = "test:///default"\n'
+    )
+    settings = config.load(str(file))
+    assert settings.mountpoint == Path("/m/x")
+    assert settings.reader_socket == Path("/r/d-ro.sock")
+    assert settings.primary["default"] == config.PrimarySettings(None, "fast")
+    assert settings.gate == config.GateSettings(0.0, "start")
+    assert settings.network == config.NetworkSettings("de", ("10.0.0.0/8",))
+    assert settings.libvirt.uri == "test:///default"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ('mount = "/x"', "mount: unknown key"),
+        ("[gate]\nwate = 3", "gate.wate: unknown key"),
+        ("[gate]\nwait = -1", "gate.wait"),
+        ("[gate]\nwait = nan", "gate.wait"),
+        ("[gate]\nwait = true", "gate.wait"),
+        ('[gate]\nthen = "explode"', "gate.then"),
+        ('mountpoint = "relative"', "mountpoint: an absolute path"),
+        ("mountpoint = 3", "mountpoint: a path"),
+        ("[primary.default]", "either path or pool"),
+        ('[primary.default]\npath = "/a"\npool = "b"', "either path or pool"),
+        ('[primary.other]\npath = "/a"', "primary"),
+        ('[network]\nlocation = "germany"', "network.location"),
+        ('[network]\nallow_networks = "10.0.0.0/8"', "network.allow_networks"),
+        ("[network]\nallow_networks = [3]", "network.allow_networks"),
+        ("gate = 3", "gate: a table"),
+        ("this is no toml", "not valid TOML"),
+    ],
+)
+def test_a_mistake_names_file_and_key(tmp_path: Path, text: str, word: str) -> None:
+    file = tmp_path / "ddfs.toml"
+    file.write_text(text)
+    with pytest.raises(errors.ConfigError) as caught:
+        config.load(str(file))
+    assert str(file) in str(caught.value)
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_named_file_must_exist_and_the_variable_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(errors.ConfigError, match="no such settings file"):
+        config.load(str(tmp_path / "none"))
+    file = tmp_path / "x.toml"
+    file.write_text('state_dir = "/elsewhere"')
+    monkeypatch.setenv(config.ENVIRONMENT, str(file))
+    assert config.load().state_dir == Path("/elsewhere")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(errors.ConfigError, match="cannot be read"):
+        config.load()
