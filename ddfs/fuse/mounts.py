@@ -81,8 +81,8 @@ def unescape(field: str) -> str:
 
 
 def escape(path: str) -> str:
-    """A path as mountinfo writes it (``mangle`` in fs/proc_namespace.c)."""
-    return "".join(f"\\{ord(c):03o}" if c in " \t\n\\#" else c for c in path)
+    """A path as mountinfo writes it (``seq_path_root`` in fs/proc_namespace.c)."""
+    return "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in path)
 
 
 def top(mountpoint: Path) -> Mount | None:

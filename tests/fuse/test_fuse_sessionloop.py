@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pyfuse3
+import pytest
+import trio
+from ddfs.fuse import sessionloop
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+class Withdraw(trio.abc.Instrument):
+    """Empties the pipe after epoll saw something in it and before any task runs, once."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.times = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        os.set_blocking(self.fd, False)
+        try:
+            os.read(self.fd, 1)
+        except BlockingIOError:
+            return
+        self.times += 1
+        trio.lowlevel.remove_instrument(self)
+
+
+async def test_without_the_second_look_a_withdrawn_request_looks_readable(
+    pipe: tuple[int, int],
+) -> None:
+    withdrawing = Withdraw(pipe[0])
+    trio.lowlevel.add_instrument(withdrawing)
+    os.write(pipe[1], b"x")
+    with trio.fail_after(5):
+        await trio.lowlevel.wait_readable(pipe[0])
+    assert withdrawing.times == 1
+    with pytest.raises(BlockingIOError):
+        os.read(pipe[0], 1)
+
+
+async def test_with_it_the_wait_goes_on(pipe: tuple[int, int], nursery: trio.Nursery) -> None:
+    withdrawing = Withdraw(pipe[0])
+    trio.lowlevel.add_instrument(withdrawing)
+    os.write(pipe[1], b"x")
+    with trio.move_on_after(0.2) as waiting:
+        await sessionloop.wait_readable(pipe[0])
+    assert withdrawing.times == 1
+    assert waiting.cancelled_caught
+    os.write(pipe[1], b"y")
+    with trio.fail_after(5):
+        await sessionloop.wait_readable(pipe[0])
+    assert os.read(pipe[0], 1) == b"y"
+
+
+async def test_a_worker_that_found_nothing_goes_on() -> None:
+    calls = []
+
+    async def worker(*args: object) -> None:
+        calls.append(args)
+        await trio.lowlevel.checkpoint()
+        if len(calls) < 3:
+            raise BlockingIOError
+
+    await sessionloop.run_worker(worker, 1, 2)
+    assert calls == [(1, 2)] * 3
+
+
+async def test_other_errors_of_a_worker_are_not_hidden() -> None:
+    async def worker() -> None:
+        raise OSError(5, "the device is broken")
+
+    with pytest.raises(OSError, match="broken"):
+        await sessionloop.run_worker(worker)
+
+
+async def test_pyfuse3_gets_a_trio_that_does_both(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(pyfuse3), "trio", trio)
+    sessionloop.install()
+    seen = vars(pyfuse3)["trio"]
+    assert seen.Lock is trio.Lock
+    assert seen.lowlevel.notify_closing is trio.lowlevel.notify_closing
+    os.write(pipe[1], b"x")
+    await seen.lowlevel.wait_readable(pipe[0])
+    assert not os.get_blocking(pipe[0])
+    calls = []
+
+    async def worker() -> None:
+        calls.append(trio.lowlevel.current_task().name)
+        await trio.lowlevel.checkpoint()
+        if len(calls) == 1:
+            raise BlockingIOError
+
+    async with seen.open_nursery() as nursery:
+        nursery.start_soon(worker, name="pyfuse-01")
+    assert calls == ["pyfuse-01"] * 2
