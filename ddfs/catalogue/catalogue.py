@@ -148,7 +148,8 @@ class Catalogue:
     def record_reference(self, reference: SpoolReference) -> None:
         """Write *reference* down, in place of an older one of its content and storage.
 
-        ``ValueError`` when no template or reference has the content (any more).
+        Nothing happens when the content is not known any more: a fetch may end after the
+        last template with its content was removed.
         """
         values = rows.reference_values(reference)
         keys = ("content_id", "primary_storage")
@@ -158,9 +159,8 @@ class Catalogue:
             set_={column: value for column, value in values.items() if column not in keys},
         )
         with self._transaction() as connection:
-            if not self._knows(connection, reference.content_id):
-                raise ValueError(f"no such content: {reference.content_id}")
-            connection.execute(statement)
+            if self._knows(connection, reference.content_id):
+                connection.execute(statement)
 
     def forget_reference(self, content_id: str, primary: str) -> None:
         """Delete a reference, and the manifest too if nobody has the content any more.

@@ -109,45 +109,35 @@ class DirectoryStorage:
         ):
             raise ValueError(f"{partial} is not in {self.partial_dir}")
         with self._translated(f"cannot publish {name}"):
-            return publish.Publication(partial, self.path, name).run()
+            return publish.Publication(partial, self.path / _file_name(name)).run()
 
     def finish_publishing(self, content_id: str) -> PublishedFile | None:
-        """Do the rest of a ``publish`` that a crash interrupted after the rename.
+        """Finish a ``publish`` that a crash cut off when the name was there already.
 
-        None where there is nothing of the kind: the partial file is still there, or nothing
-        was under way.
+        None when there was none: it had not come so far, or somebody took the file away.
         """
         partial = self.partial_path(content_id)
-        promised = publish.read_mark(partial.with_suffix(publish.MARK_SUFFIX))
-        if promised is None or self.identify(partial) is not None:
-            return None
-        found = self.identify(Path(promised.path))
-        if found is None or not publish.is_same_file(found, promised):
-            return None
-        return self.publish(partial, Path(promised.path).name)
+        with self._translated("cannot finish publishing"):
+            return publish.finish(partial)
 
     def adopt(self, name: str) -> PublishedFile:
-        """Make a complete file that has *name* already what ``publish`` would have made.
+        """Protect the file *name* as ``publish`` does; the caller has verified its bytes.
 
-        The caller has verified its bytes. Durable when it returns.
+        Raises :class:`errors.StorageError` when it is no regular file (any more).
         """
-        with self._translated(f"cannot adopt {name}"):
-            publication = publish.Publication(self.path / name, self.path, name)
-            # An immutable file refuses even the mode that it has.
-            if (self.path / name).stat(follow_symlinks=False).st_mode & 0o777 != 0o444:
-                publication.seal()
-            publication.guard()
-            publication.settle()
-            found = publish.look_at(self.path / name)
-        if found is None:
-            raise errors.StorageError(f"{self.path / name} was removed while it was adopted")
-        return found
+        with self._translated(f"cannot protect {name}"):
+            return publish.protect(self.path / _file_name(name))
 
     def discard(self, content_id: str) -> None:
         """Remove the partial file, the journal and the publishing mark; none there is fine."""
         stem = _stem(content_id)
         with self._translated("cannot remove a partial file"):
-            for suffix in (_JOURNAL_SUFFIX, _PARTIAL_SUFFIX, publish.MARK_SUFFIX):
+            for suffix in (
+                _JOURNAL_SUFFIX,
+                _PARTIAL_SUFFIX,
+                publish.FRESH_MARK_SUFFIX,
+                publish.MARK_SUFFIX,
+            ):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.partial_dir / (stem + suffix))
 
@@ -184,8 +174,8 @@ class DirectoryStorage:
 
     # Room
 
-    def reserve(self, content_id: str, bytes: int) -> None:  # noqa: A002 -- the unit is the name
-        """Promise room for *bytes* in all to *content_id*, in place of an older promise.
+    def reserve(self, content_id: str, length: int) -> None:
+        """Promise room for *length* bytes in all to *content_id*, in place of an older promise.
 
         What its partial file has already does not count twice. Raises
         :class:`errors.StorageFullError`, and then an older promise still holds.
@@ -195,23 +185,23 @@ class DirectoryStorage:
                 self._room.note_written(other, self._allocated(other))
             written = self._allocated(content_id)
             total, free = self.figures()
-            missing = self._room.missing(content_id, bytes, written, total, free)
+            missing = self._room.missing(content_id, length, written, total, free)
             if missing:
                 raise errors.StorageFullError(
-                    f"{self.path}: {_megabytes(missing)} more are needed ({_megabytes(bytes)} in "
+                    f"{self.path}: {_megabytes(missing)} more are needed ({_megabytes(length)} in "
                     f"all, {_megabytes(free)} free, {_megabytes(self._room.outstanding())} of them "
                     "promised to other fetches); free some room, then try again"
                 )
-            self._room.promise(content_id, bytes, written)
+            self._room.promise(content_id, length, written)
 
-    def note_written(self, content_id: str, bytes: int) -> None:  # noqa: A002
-        """*bytes* of the partial file are written, counted from its beginning to be.
+    def note_written(self, content_id: str, length: int) -> None:
+        """*length* bytes of the partial file are written, those of earlier runs included.
 
         Optional: ``reserve`` looks at the files' blocks itself. It helps where the file
         system compresses. Never blocks on I/O, but for a ``reserve`` in another thread.
         """
         with self._room_lock:
-            self._room.note_written(content_id, bytes)
+            self._room.note_written(content_id, length)
 
     def release(self, content_id: str) -> None:
         """Give the promised room back; none is fine."""
@@ -337,6 +327,12 @@ def _stem(content_id: str) -> str:
     if match is None:
         raise ValueError(f"not a content id: {content_id[:140]!r}")
     return f"{match[1]}-{match[2]}"
+
+
+def _file_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"not a file name: {name!r}")
+    return name
 
 
 def _own(directory: Path) -> None:

@@ -6,8 +6,7 @@ step   does                                           a crash behind it leaves
 seal   mode 0444, fsync of the file                   the partial file, read-only
 vow    writes down, durably, which inode becomes what the mark
 move   renames into the pool, replacing nothing       the name; the mark says that it is ours
-guard  immutable flag, fsync of the file              the flag
-settle fsync of both directories                      everything
+finish immutable flag, fsync of file and directories  everything
 ====== ============================================== ====================================
 
 The mark is why a second try can tell our own file from somebody else's of that name. It
@@ -31,6 +30,7 @@ from ddfs.primary import kernel
 log = logging.getLogger(__name__)
 
 MARK_SUFFIX: Final = ".publishing"
+FRESH_MARK_SUFFIX: Final = ".publishing-new"
 
 # A mark is some 300 bytes; anything longer was not written by us.
 _MAX_MARK: Final = 64 * KiB
@@ -58,11 +58,11 @@ def is_same_file(one: PublishedFile, other: PublishedFile) -> bool:
 
 
 class Publication:
-    """One publishing of *partial* as *name* in *pool*. For one thread."""
+    """One publishing of *partial* as *target*. For one thread."""
 
-    def __init__(self, partial: Path, pool: Path, name: str) -> None:
+    def __init__(self, partial: Path, target: Path) -> None:
         self.partial = partial
-        self.target = pool / name
+        self.target = target
         self.mark = partial.with_suffix(MARK_SUFFIX)
 
     def run(self) -> PublishedFile:
@@ -75,11 +75,12 @@ class Publication:
             self.move()
         else:
             self.resume()
-        self.guard()
-        self.settle()
-        published = look_at(self.target)
-        if published is None:
-            raise errors.StorageError(f"{self.target} was removed while it was being published")
+        return self.finish()
+
+    def finish(self) -> PublishedFile:
+        """The steps behind the move."""
+        published = protect(self.target)
+        kernel.sync_directory(self.partial.parent)
         return published
 
     def seal(self) -> None:
@@ -97,7 +98,7 @@ class Publication:
         if ours is None:
             raise FileNotFoundError(f"{self.partial} is gone")
         text = json.dumps({**asdict(ours), "path": str(self.target)})
-        fresh = self.mark.with_suffix(".publishing-new")
+        fresh = self.mark.with_suffix(FRESH_MARK_SUFFIX)
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(text)
@@ -108,7 +109,7 @@ class Publication:
 
     def move(self) -> None:
         """Give it its name, unless a file that is not ours has it."""
-        if self._is_linked():
+        if self.is_linked():
             os.unlink(self.partial)
             return
         try:
@@ -129,25 +130,46 @@ class Publication:
             )
         self.target = Path(promised.path)
 
-    def guard(self) -> None:
-        """The immutable flag, where there is one. fsync again: the flag is in the inode."""
-        fd = os.open(self.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            if not kernel.set_immutable(fd, True):
-                log.info("%s: no immutable flag here, only its mode protects it", self.target)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def settle(self) -> None:
-        """Make both directories durable, the one with the new name first."""
-        kernel.sync_directory(self.target.parent)
-        kernel.sync_directory(self.partial.parent)
-
-    def _is_linked(self) -> bool:
+    def is_linked(self) -> bool:
         """Whether a crash fell between link() and unlink()."""
         ours, there = look_at(self.partial), look_at(self.target)
         return ours is not None and there is not None and os.path.samefile(ours.path, there.path)
+
+
+def finish(partial: Path) -> PublishedFile | None:
+    """Finish what was publishing *partial* if it came as far as the name; else None."""
+    promised = read_mark(partial.with_suffix(MARK_SUFFIX))
+    if promised is None:
+        return None
+    publication = Publication(partial, Path(promised.path))
+    found = look_at(publication.target)
+    if found is None or not is_same_file(promised, found):
+        return None
+    if look_at(partial) is not None:
+        if not publication.is_linked():
+            return None
+        publication.move()
+    return publication.finish()
+
+
+def protect(target: Path) -> PublishedFile:
+    """Mode 0444 and, where there is one, the immutable flag; all of it and the name durable."""
+    fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise errors.StorageError(f"{target} is no regular file; move it away")
+        if not kernel.is_immutable(fd):
+            os.fchmod(fd, 0o444)
+            if not kernel.set_immutable(fd, True):
+                log.info("%s: no immutable flag here, only its mode protects it", target)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    kernel.sync_directory(target.parent)
+    published = look_at(target)
+    if published is None:
+        raise errors.StorageError(f"{target} was removed while it was being published")
+    return published
 
 
 def read_mark(mark: Path) -> PublishedFile | None:

@@ -11,7 +11,7 @@ from ddfs.primary.publish import MARK_SUFFIX, Publication
 CONTENT = "sha-256:" + "ab" * 32
 NAME = "debian-12@abababababab.qcow2"
 DATA = b"bytes" * 1000
-STEPS = ("seal", "vow", "move", "guard", "settle")
+STEPS = ("seal", "vow", "move", "finish")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def restarted(storage):
 
 @pytest.mark.parametrize("done", range(len(STEPS) + 1))
 def test_publish_goes_on_after_a_crash_behind_every_step(storage, done):
-    publication = Publication(storage.partial_path(CONTENT), storage.path, NAME)
+    publication = Publication(storage.partial_path(CONTENT), storage.path / NAME)
     for step in STEPS[:done]:
         getattr(publication, step)()
     again = restarted(storage)
@@ -55,8 +55,64 @@ def test_publish_goes_on_after_a_crash_behind_every_step(storage, done):
     third.close()
 
 
+@pytest.mark.parametrize("done", range(len(STEPS) + 1))
+def test_finish_publishing_finds_what_had_its_name(storage, done):
+    publication = Publication(storage.partial_path(CONTENT), storage.path / NAME)
+    for step in STEPS[:done]:
+        getattr(publication, step)()
+    again = restarted(storage)
+    published = again.finish_publishing(CONTENT)
+    if done < STEPS.index("move") + 1:
+        assert published is None
+        assert again.partial_path(CONTENT).read_bytes() == DATA
+    else:
+        assert published is not None
+        assert again.is_intact(published)
+        assert again.finish_publishing(CONTENT) == published
+    again.discard(CONTENT)
+    assert again.finish_publishing(CONTENT) is None
+    again.close()
+
+
+def test_finish_publishing_between_link_and_unlink_and_with_a_foreign_file(storage):
+    partial = storage.partial_path(CONTENT)
+    publication = Publication(partial, storage.path / NAME)
+    publication.seal()
+    publication.vow()
+    (storage.path / NAME).write_bytes(DATA)
+    assert storage.finish_publishing(CONTENT) is None
+    os.unlink(storage.path / NAME)
+    os.link(partial, storage.path / NAME)
+    published = storage.finish_publishing(CONTENT)
+    assert storage.is_intact(published)
+    assert not partial.exists()
+    assert os.stat(published.path).st_nlink == 1
+
+
+def test_adopt_protects_a_file_that_is_there(storage):
+    path = storage.path / NAME
+    path.write_bytes(DATA)
+    before = os.stat(path)
+    published = storage.adopt(NAME)
+    assert (published.inode, published.mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert storage.adopt(NAME) == published
+    assert os.stat(path).st_mode & 0o777 == 0o444
+    with pytest.raises(PermissionError):
+        os.unlink(path)
+    storage.purge(published)
+    for make in (path.mkdir, lambda: path.symlink_to("x")):
+        make()
+        with pytest.raises(errors.StorageError):
+            storage.adopt(NAME)
+        path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(errors.StorageError, match="No such file"):
+        storage.adopt(NAME)
+    with pytest.raises(ValueError):
+        storage.adopt("../x")
+
+
 def test_publish_after_a_crash_keeps_the_name_that_was_given_first(storage):
-    publication = Publication(storage.partial_path(CONTENT), storage.path, NAME)
+    publication = Publication(storage.partial_path(CONTENT), storage.path / NAME)
     for step in STEPS[:3]:
         getattr(publication, step)()
     published = storage.publish(storage.partial_path(CONTENT), "other@abababababab.qcow2")
@@ -65,7 +121,7 @@ def test_publish_after_a_crash_keeps_the_name_that_was_given_first(storage):
 
 
 def test_publish_where_a_crash_fell_between_link_and_unlink(storage):
-    publication = Publication(storage.partial_path(CONTENT), storage.path, NAME)
+    publication = Publication(storage.partial_path(CONTENT), storage.path / NAME)
     publication.seal()
     publication.vow()
     os.link(storage.partial_path(CONTENT), storage.path / NAME)
@@ -75,7 +131,7 @@ def test_publish_where_a_crash_fell_between_link_and_unlink(storage):
 
 
 def test_publish_does_not_take_a_foreign_file_for_its_own_after_a_crash(storage):
-    publication = Publication(storage.partial_path(CONTENT), storage.path, NAME)
+    publication = Publication(storage.partial_path(CONTENT), storage.path / NAME)
     for step in STEPS[:3]:
         getattr(publication, step)()
     os.unlink(storage.path / NAME)
