@@ -23,7 +23,7 @@ _STRICT: Final = {"extra": "forbid"}
 class MirrorStatus:
     """One mirror of a running or ended fetch.
 
-    ``state`` is the engine's word for it (``idle``, ``busy``, ``cooling``, ``out``);
+    ``state`` is the engine's word: ``untried``, ``idle``, ``busy``, ``resting`` or ``out``;
     ``rejected_pieces`` counts pieces whose hash was wrong.
     """
 

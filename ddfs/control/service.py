@@ -21,8 +21,7 @@ class Service(Protocol):
     Every method runs in the daemon's event loop. What is not ``async`` answers from memory.
     All may raise any :class:`ddfs.errors.DdfsError`; the API gives it to the caller with its
     HTTP status, and the client raises it again there. Names are template names without
-    their format: what people type is cleaned up by the command line
-    (:func:`ddfs.cli.names.template_name`).
+    their format: the command line turns into them what people type.
 
     An ``async`` method may be cancelled at any ``await`` (the caller hung up, the daemon
     ends) and must then leave things as if it had not been asked, or had been served whole.

@@ -1,0 +1,208 @@
+"""``ddfs doctor``: is this host set up right, and what to do about it.
+
+Looks and changes nothing. It never touches a path inside the mountpoint, and asks
+``/proc/self/mountinfo`` about the mountpoint: on a dead mount even stat() may hang.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from ddfs import config, errors
+from ddfs.cli import output
+from ddfs.cli.session import Session
+from ddfs.cli.text import format_size, one_line
+from ddfs.model import GiB
+
+OK: Final = "ok"
+WARN: Final = "warn"
+FAIL: Final = "fail"
+
+# The smallest of today's cloud images with room for one more.
+LOW_ROOM_BYTES: Final = 2 * GiB
+
+# virsh waits for a libvirtd that hangs; doctor does not.
+VIRSH_SECONDS: Final = 10.0
+
+LIBVIRT_HOOKS: Final = Path("/etc/libvirt/hooks")
+FUSE_DEVICE: Final = Path("/dev/fuse")
+FUSE_CONF: Final = Path("/etc/fuse.conf")
+MOUNTINFO: Final = Path("/proc/self/mountinfo")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: ``level`` is ok, warn or fail."""
+
+    check: str
+    level: str
+    text: str
+
+
+def doctor(session: Session, as_json: bool) -> None:
+    """Prints the findings; exits with the code of a host's fault if one is a failure."""
+    findings = list(examine(session))
+    if as_json:
+        output.print_json(findings)
+    else:
+        for finding in findings:
+            print(f"{finding.level:4}  {finding.check}: {one_line(finding.text)}")
+    if any(finding.level == FAIL for finding in findings):
+        raise typer.Exit(errors.EXIT_HOST)
+
+
+def examine(session: Session) -> Iterator[Finding]:
+    """All findings for this host. Settings that cannot be read are the only one then."""
+    try:
+        settings = session.settings
+    except errors.ConfigError as error:
+        yield Finding("settings", FAIL, str(error))
+        return
+    where = config.settings_path(session.config_option)
+    known = str(where) if where.exists() else f"{where} is not there: defaults"
+    yield Finding("settings", OK, known)
+    yield fuse_device(FUSE_DEVICE)
+    yield fuse_conf(FUSE_CONF)
+    yield mountpoint(settings.mountpoint, MOUNTINFO)
+    yield daemon(session)
+    yield hook(LIBVIRT_HOOKS)
+    for name, primary in settings.primary.items():
+        yield primary_storage(name, primary)
+    yield pool(settings, _virsh)
+
+
+def fuse_device(device: Path) -> Finding:
+    """Whether the kernel has FUSE for us."""
+    if os.access(device, os.R_OK | os.W_OK):
+        return Finding("fuse", OK, f"{device} can be used")
+    if device.exists():
+        return Finding("fuse", FAIL, f"{device} may not be used by this user: run it as root")
+    return Finding("fuse", FAIL, f"{device} is not there: load the module with: modprobe fuse")
+
+
+def fuse_conf(conf: Path) -> Finding:
+    """Whether a daemon that is not root could let QEMU, another user, into the mount."""
+    try:
+        lines = [line.strip() for line in conf.read_text().splitlines()]
+    except OSError:
+        lines = []
+    if "user_allow_other" in lines or os.geteuid() == 0:
+        return Finding("fuse.conf", OK, "other users may use the mount")
+    return Finding(
+        "fuse.conf", WARN, f"for a daemon that is not root: write user_allow_other in {conf}"
+    )
+
+
+def mountpoint(path: Path, mountinfo: Path) -> Finding:
+    """Whether the template pool is mounted, as the kernel says."""
+    kinds = mounted_kinds(path, mountinfo.read_bytes())
+    if not kinds:
+        return Finding(
+            "mountpoint", FAIL, f"nothing is mounted on {path}: start it with: ddfs serve"
+        )
+    if not kinds[-1].startswith("fuse"):
+        text = f"{path} has a file system of type {kinds[-1]}: set another `mountpoint`"
+        return Finding("mountpoint", FAIL, text)
+    return Finding("mountpoint", OK, f"{path} is mounted ({kinds[-1]})")
+
+
+def mounted_kinds(path: Path, mountinfo: bytes) -> list[str]:
+    """The types of the file systems mounted exactly on *path*, the uppermost last.
+
+    *mountinfo* is as in proc_pid_mountinfo(5): the fifth field is the mount point, with
+    blanks and backslashes in octal, and the type follows the field ``-``.
+    """
+    kinds = []
+    for line in mountinfo.splitlines():
+        fields = line.split(b" ")
+        where = fields[4].decode("unicode_escape").encode("latin-1")
+        if where == os.fsencode(path):
+            kinds.append(fields[fields.index(b"-", 6) + 1].decode())
+    return kinds
+
+
+def daemon(session: Session) -> Finding:
+    """Whether the daemon answers."""
+    try:
+        status = session.client.daemon_status()
+    except errors.DdfsError as error:
+        return Finding("daemon", FAIL, str(error))
+    return Finding("daemon", OK, f"version {status.version}, process {status.pid}, answers")
+
+
+def hook(hooks: Path) -> Finding:
+    """Whether libvirt asks us before it starts a domain."""
+    candidates = [hooks / "qemu"]
+    # libvirt runs what is in qemu.d since 6.5.
+    if (hooks / "qemu.d").is_dir():
+        candidates += sorted((hooks / "qemu.d").iterdir())
+    for candidate in candidates:
+        try:
+            text = candidate.read_bytes()
+        except OSError:
+            continue
+        if b"ddfs" not in text:
+            continue
+        if not os.access(candidate, os.X_OK):
+            return Finding("hook", FAIL, f"{candidate} is not executable: chmod 755 {candidate}")
+        return Finding("hook", OK, f"{candidate} is installed; libvirtd reads it since its start")
+    return Finding(
+        "hook",
+        FAIL,
+        f"libvirt does not ask ddfs before it starts a domain: install hooks/qemu as "
+        f"{hooks}/qemu, then restart libvirtd",
+    )
+
+
+def primary_storage(name: str, primary: config.PrimarySettings) -> Finding:
+    """Whether templates can be stored."""
+    check = f"primary.{name}"
+    if primary.path is None:
+        return Finding(check, OK, f"libvirt pool {primary.pool}")
+    path = primary.path
+    if not path.is_dir():
+        return Finding(check, FAIL, f"{path} is not a directory: make it, or set another path")
+    if not os.access(path, os.W_OK | os.X_OK):
+        return Finding(check, FAIL, f"{path} cannot be written to by this user")
+    room = os.statvfs(path)
+    free = room.f_bavail * room.f_frsize
+    level = WARN if free < LOW_ROOM_BYTES else OK
+    advice = ": make room" if level == WARN else ""
+    return Finding(check, level, f"{path} has {format_size(free)} free{advice}")
+
+
+def pool(settings: config.Settings, virsh: Callable[[str, list[str]], str | None]) -> Finding:
+    """Whether libvirt has an active pool on the mount."""
+    names = virsh(settings.libvirt.uri, ["pool-list", "--name"])
+    if names is None:
+        text = "libvirt cannot be asked: is libvirtd running, and virsh installed?"
+        return Finding("pool", WARN, text)
+    target = f"<path>{settings.templates_dir}</path>"
+    for name in filter(None, map(str.strip, names.splitlines())):
+        if target in (virsh(settings.libvirt.uri, ["pool-dumpxml", name]) or ""):
+            return Finding("pool", OK, f"{name} is active on {settings.templates_dir}")
+    text = f"no active pool on {settings.templates_dir}: define it with: ddfs pool define"
+    return Finding("pool", WARN, text)
+
+
+def _virsh(uri: str, arguments: list[str]) -> str | None:
+    """What virsh prints; None if it is not there, fails or takes too long."""
+    program = shutil.which("virsh")
+    if program is None:
+        return None
+    command = [program, "--readonly", "--connect", uri, *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=VIRSH_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,268 @@
+"""Templates: registering, listing, fetching."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+import typer
+
+from ddfs import model
+from ddfs.cli import output, waiting
+from ddfs.cli.session import JsonOption, Session, complete_template, session_of
+from ddfs.cli.text import format_seconds, format_size
+from ddfs.control.messages import AddTemplate, TemplateStatus
+
+# How often `status --watch` looks.
+WATCH_SECONDS: Final = 1.0
+
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A template: NAME, NAME.FORMAT or its path in the mount.",
+        autocompletion=complete_template,
+    ),
+]
+NamesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME...",
+        help="Templates: NAME, NAME.FORMAT or a path in the mount.",
+        autocompletion=complete_template,
+    ),
+]
+
+group = typer.Typer(help="Register, list and remove templates.", rich_markup_mode=None)
+
+
+@group.command(
+    epilog="Example: ddfs template add debian-12 https://example.org/debian-12.qcow2.meta4"
+)
+def add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, for ever.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A metalink's address or path, or an image's address."
+        ),
+    ],
+    image_format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="F", help="qcow2, raw, iso, vmdk, vhd or vhdx."),
+    ] = None,
+    checksum: Annotated[
+        str | None, typer.Option(metavar="ALG:HEX", help="What the whole file must match.")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which file of the metalink.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Register a template. It appears in the pool at once; it is fetched when it is used.
+
+    SOURCE is an address, or the path of a metalink that the daemon can read.
+    """
+    model.validate_template_name(name)
+    request = AddTemplate(name, _absolute(source), image_format, checksum, file)
+    status = session_of(context).client.add_template(request)
+    if as_json:
+        output.print_json(status)
+        return
+    print(f"{status.path}: {format_size(status.size)}, {status.state}")
+
+
+@group.command("list", epilog="Example: ddfs template list --json")
+def list_templates(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List all templates."""
+    found = session_of(context).client.templates()
+    if as_json:
+        output.print_json(found)
+        return
+    heads = ("NAME", "FORMAT", "SIZE", "VIRTUAL", "STATE", "SOURCE")
+    output.print_table(heads, (_list_row(status) for status in found))
+
+
+@group.command(epilog="Example: ddfs template show debian-12")
+def show(context: typer.Context, name: NameArgument, as_json: JsonOption = False) -> None:
+    """Show everything about a template, its mirrors included."""
+    session = session_of(context)
+    status = session.client.template(session.template_name(name))
+    if as_json:
+        output.print_json(status)
+        return
+    output.print_fields(_fields(status))
+    if status.mirrors:
+        print()
+        output.print_table(
+            ("MIRROR", "STATE", "RECEIVED", "SPEED", "REJECTED", "LAST ERROR"),
+            (
+                (
+                    mirror.url,
+                    mirror.state,
+                    format_size(mirror.bytes_received),
+                    f"{format_size(mirror.bytes_per_second)}/s",
+                    str(mirror.rejected_pieces),
+                    mirror.last_error or "-",
+                )
+                for mirror in status.mirrors
+            ),
+        )
+
+
+@group.command(epilog="Example: ddfs template remove debian-11 --purge")
+def remove(
+    context: typer.Context,
+    name: NameArgument,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Delete its file in primary storage, too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a template from the pool; one that is in use is refused."""
+    session = session_of(context)
+    found = session.template_name(name)
+    session.client.remove_template(found, purge=purge)
+    if as_json:
+        output.print_json({"name": found, "purged": purge})
+        return
+    print(f"{found}: removed" + (", its file too" if purge else ""))
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands that stand without ``template`` before them."""
+    app.command(epilog="Example: ddfs prefetch debian-12 alpine --no-wait")(prefetch)
+    app.command(epilog="Example: ddfs status debian-12 --watch")(status)
+    app.command(epilog="Example: ddfs cancel debian-12")(cancel)
+
+
+def prefetch(
+    context: typer.Context,
+    names: NamesArgument,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until they are here.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch templates now, also those whose last fetch failed, and wait for them."""
+    session = session_of(context)
+    found = session.client.prefetch(session.template_names(names))
+    if wait:
+        found = waiting.wait(session.client, found)
+    if as_json:
+        output.print_json(found)
+    else:
+        for one in found:
+            print(waiting.describe(one))
+    if wait:
+        waiting.raise_if_missing(found)
+
+
+def cancel(context: typer.Context, names: NamesArgument, as_json: JsonOption = False) -> None:
+    """End the fetches of templates; what is here already is kept."""
+    session = session_of(context)
+    found = session.client.cancel(session.template_names(names))
+    if as_json:
+        output.print_json(found)
+        return
+    for one in found:
+        print(waiting.describe(one))
+
+
+def status(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME...]", help="Only these.", autocompletion=complete_template),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far templates are, and what the daemon does."""
+    session = session_of(context)
+    found = session.template_names(names or [])
+    if not watch:
+        _print_status(session, found, as_json)
+    elif as_json or not output.is_terminal():
+        while True:
+            _print_status(session, found, as_json)
+            time.sleep(WATCH_SECONDS)
+    else:
+        _watch(session, found)
+
+
+def _print_status(session: Session, names: Sequence[str], as_json: bool) -> None:
+    daemon = session.client.daemon_status()
+    found = session.client.templates(names)
+    if as_json:
+        output.print_json({"daemon": daemon, "templates": found})
+        return
+    if not names:
+        print(
+            f"ddfs {daemon.version} at {daemon.templates_dir}: {daemon.total} templates, "
+            f"{daemon.published} here, {daemon.fetching} on their way, {daemon.failed} failed"
+        )
+    output.print_table(_STATUS_HEADS, map(_status_row, found))
+
+
+def _watch(session: Session, names: Sequence[str]) -> None:
+    from rich.live import Live
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            rows = map(_status_row, session.client.templates(names))
+            live.update(output.rich_table(_STATUS_HEADS, rows), refresh=True)
+            time.sleep(WATCH_SECONDS)
+
+
+_STATUS_HEADS = ("NAME", "STATE", "HERE", "OF", "SPEED", "LEFT", "LAST ERROR")
+
+
+def _status_row(status: TemplateStatus) -> tuple[str, ...]:
+    is_fetching = status.state == model.SpoolState.FETCHING.value
+    return (
+        status.name,
+        status.state,
+        format_size(status.bytes_here),
+        format_size(status.size),
+        f"{format_size(status.bytes_per_second)}/s" if is_fetching else "-",
+        format_seconds(status.seconds_left),
+        status.last_error or "-",
+    )
+
+
+def _list_row(status: TemplateStatus) -> tuple[str, ...]:
+    virtual = "-" if status.virtual_size is None else format_size(status.virtual_size)
+    size = format_size(status.size)
+    return (status.name, status.format, size, virtual, status.state, status.source)
+
+
+def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
+    virtual = "-" if status.virtual_size is None else format_size(status.virtual_size)
+    fields = [
+        ("name", status.name),
+        ("path", status.path),
+        ("state", status.state),
+        ("here", f"{format_size(status.bytes_here)} of {format_size(status.size)}"),
+        ("virtual size", virtual),
+        ("content", status.content_id),
+        ("source", status.source),
+        ("added", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.added_at))),
+        ("readable early", "yes" if status.readable_early else "no, only when all is here"),
+    ]
+    if status.published_path is not None:
+        fields.append(("published", status.published_path))
+    if status.last_error is not None:
+        fields.append(("last error", status.last_error))
+    if status.retry_in is not None:
+        fields.append(("tried again in", format_seconds(status.retry_in)))
+    return fields
+
+
+def _absolute(source: str) -> str:
+    """A path means the same to the daemon, which runs in another directory."""
+    import os
+
+    return source if "://" in source else os.path.abspath(source)
