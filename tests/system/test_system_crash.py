@@ -1,0 +1,186 @@
+"""kill -9, termination, and what the next daemon finds."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from lab.host import Host
+from lab.metalink import sha256_of
+from lab.processes import LabError, wait_until
+from lab.readers import Readers
+from lab.site import MIB, Published, Site, site
+
+KILLS: Final = 20
+
+# Verified pieces younger than this may be fetched again after a kill.
+FORGIVEN_SECONDS: Final = 1.0
+
+# The mount is gone so soon after a termination signal.
+UNMOUNTED_SECONDS: Final = 5.0
+
+
+class Watcher:
+    """Notes how much the daemon says is here, and when."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self._host, self._name = host, name
+        self._seen: list[tuple[float, int]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.05):
+            try:
+                here = self._host.template(self._name)["bytes_here"]
+            except (OSError, LabError, ValueError):
+                continue  # killed in the middle of an answer
+            self._seen.append((time.monotonic(), here))
+
+    def bytes_at(self, moment: float) -> int:
+        """The last that was said up to *moment*."""
+        return max((here for seen, here in self._seen if seen <= moment), default=0)
+
+
+@pytest.fixture
+def shop(directory: Path) -> Iterator[Site]:
+    with site(directory / "site", [7 * MIB, 5 * MIB, 4 * MIB]) as shop:
+        yield shop
+
+
+@pytest.mark.parametrize("piece_length", [MIB, None], ids=["pieces", "no-pieces"])
+def test_killed_twenty_times_over_one_fetch(
+    directory: Path, shop: Site, piece_length: int | None
+) -> None:
+    kills = KILLS if piece_length else 4
+    image = shop.publish("image", size=kills * 12 * MIB, piece_length=piece_length)
+    moments = random.Random(20)
+    with Host(directory / "host") as host:
+        host.serve()
+        host.ddfs("template", "add", "image", image.source)
+        known = 0
+        for number in range(kills):
+            with Watcher(host, "image") as watcher:
+                host.api_json("POST", "/v1/prefetch", {"names": ["image"]})
+                time.sleep(moments.uniform(0.1, 1.9))
+                killed_at = time.monotonic()
+                host.kill()
+            known = max(known, watcher.bytes_at(killed_at - FORGIVEN_SECONDS))
+            host.serve()
+            template = host.template("image")
+            assert template["bytes_here"] >= known, f"kill {number} lost verified pieces"
+            assert template["state"] != "error"
+            known = template["bytes_here"]
+        assert known > 0, "no fetch ran between the kills: the test shows nothing"
+        host.ddfs("prefetch", "image")
+        assert sha256_of(host.published("image")) == image.sha256
+
+
+def test_a_kill_at_the_end_leaves_the_template_or_its_fetch(
+    directory: Path, fast_site: Site
+) -> None:
+    """Around publishing: rename, row and symlink are put right at the next start."""
+    image = fast_site.publish("quick", size=4 * MIB)
+    with Host(directory / "host") as host:
+        host.serve()
+        host.ddfs("template", "add", "quick", image.source)
+        for pause in (0.0, 0.01, 0.02, 0.04, 0.08, 0.16):
+            host.api_json("POST", "/v1/prefetch", {"names": ["quick"]})
+            time.sleep(pause)
+            host.kill()
+            host.serve()
+        host.ddfs("prefetch", "quick")
+        assert sha256_of(host.published("quick")) == image.sha256
+        names = [path.name for path in host.images.iterdir() if not path.name.startswith(".")]
+        assert names == [host.published("quick").name]
+
+
+def test_a_killed_daemon_leaves_no_mount_that_hangs(host: Host, small: Published) -> None:
+    host.ddfs("template", "add", "small", small.source)
+    host.ddfs("prefetch", "small")
+    host.kill()
+    # The published template stays usable under the same path, through the symlink below.
+    result = wait_for_bytes(host.templates / "small.qcow2")
+    assert result == small.sha256
+    host.serve()
+    assert host.is_mounted()
+    assert Readers(host.templates / "small.qcow2").results()[0].sha256 == small.sha256
+
+
+def wait_for_bytes(path: Path) -> str:
+    """Its SHA-256 as soon as it can be opened: somebody has to see the death and unmount."""
+    wait_until(lambda: Readers(path, length=1).results()[0].errno == 0, f"{path} opens", seconds=5)
+    return Readers(path).results()[0].sha256
+
+
+def test_a_stale_mount_is_cleaned_up_at_start(host: Host, small: Published) -> None:
+    host.ddfs("template", "add", "small", small.source)
+    daemon = host.daemon
+    assert daemon is not None
+    # Stopped first, so that whoever guards the mount may be stopped as well, before it can act.
+    for pid in [daemon.pid, *session_of(daemon.pid)]:
+        os.kill(pid, signal.SIGSTOP)
+    host.kill()
+    host.serve()
+    assert host.template("small")["state"] == "not-downloaded"
+    assert Readers(host.templates / "small.qcow2").results()[0].sha256 == small.sha256
+
+
+def session_of(pid: int) -> list[int]:
+    """The children of *pid*, in whichever session."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in children.split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_at_a_signal_blocked_readers_get_eio_and_the_mount_goes(
+    directory: Path, shop: Site, number: int
+) -> None:
+    image = shop.publish("image", size=64 * MIB)
+    with Host(directory / "host") as host:
+        daemon = host.serve()
+        host.ddfs("template", "add", "image", image.source)
+        readers = Readers(host.templates / "image.qcow2", count=50, offset=60 * MIB)
+        wait_until(lambda: host.template("image")["bytes_here"] > 8 * MIB, "the fetch runs")
+        here = host.template("image")["bytes_here"]
+        for mirror in shop.mirrors:
+            mirror.pause()
+        time.sleep(1.2)
+        began = time.monotonic()
+        daemon.signal(number)
+        wait_until(lambda: not host.is_mounted(), "the mount is gone", seconds=UNMOUNTED_SECONDS)
+        assert {reader.errno for reader in readers.results(5)} == {errno.EIO}
+        assert daemon.wait() == 0
+        assert time.monotonic() - began < UNMOUNTED_SECONDS + 1
+        for mirror in shop.mirrors:
+            mirror.resume()
+        host.serve()
+        assert host.template("image")["bytes_here"] >= here
+
+
+def test_an_open_file_does_not_keep_the_mount(host: Host, small: Published) -> None:
+    host.ddfs("template", "add", "small", small.source)
+    fd = os.open(host.templates / "small.qcow2", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert host.daemon is not None
+        host.daemon.signal(signal.SIGTERM)
+        wait_until(lambda: not host.is_mounted(), "the mount is gone", seconds=UNMOUNTED_SECONDS)
+        assert host.daemon.wait() == 0
+    finally:
+        os.close(fd)

@@ -1,0 +1,71 @@
+"""contrib/demo: it works, and it leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from lab import namespace, processes, scratch
+from lab.host import TOP
+
+
+class Demo:
+    """contrib/demo as somebody runs it, with a temporary directory of its own."""
+
+    def __init__(self, temporary: Path) -> None:
+        self.log = temporary / "output"
+        self.temporary = temporary
+        # Outside, for all that it knows.
+        environ = {k: v for k, v in os.environ.items() if k != namespace.MARK}
+        environ["TMPDIR"] = str(temporary)
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [TOP / "contrib" / "demo"], stdout=output, stderr=output, env=environ
+            )
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        processes.wait_until(lambda: text in self.output(), text, seconds=seconds)
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def left_over(self) -> list[Path]:
+        return list(self.temporary.glob(f"{scratch.PREFIX}*"))
+
+
+def test_the_demo_works_also_after_a_killed_one(tmp_path: Path) -> None:
+    killed = Demo(tmp_path)
+    killed.wait_for("virsh start vm1")
+    killed.process.kill()
+    killed.process.wait(10)
+    assert killed.left_over()
+
+    demo = Demo(tmp_path)
+    assert demo.process.wait(120) == 0, demo.output()
+    assert "made 0 requests to the mirrors; nothing is downloaded yet" in demo.output()
+    assert "serial port: Hello from the guest" in demo.output()
+    assert "A second VM booted" in demo.output()
+    assert "and made 0 requests to the mirrors" in demo.output().rpartition("A second VM")[2]
+    assert demo.left_over() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_cleans_up_when_it_is_interrupted(tmp_path: Path, number: int) -> None:
+    demo = Demo(tmp_path)
+    demo.wait_for("virsh start vm1")
+    demo.process.send_signal(number)
+    assert demo.process.wait(30) == 128 + number
+    assert demo.output().splitlines()[-1] == "contrib/demo: interrupted; everything is cleaned up"
+    assert demo.left_over() == []
+
+
+def test_the_demo_says_what_is_wrong_with_a_source(tmp_path: Path) -> None:
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [TOP / "contrib" / "demo", f"{tmp_path}/missing.meta4"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert result.returncode != 0
+    assert "missing.meta4" in result.stderr
+    assert "Traceback" not in result.stderr
