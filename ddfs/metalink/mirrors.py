@@ -85,6 +85,9 @@ def _authority(parts: SplitResult) -> str:
     if port is not None and not 0 < port <= _MAX_PORT:
         raise ValueError("its port is out of range")
     name = parts.hostname or ""
+    # A zone ("%eth0") means something on one host only.
+    if "%" in name:
+        raise ValueError("it has no valid host name")
     host = f"[{ipaddress.IPv6Address(name)}]" if parts.netloc.startswith("[") else _host(name)
     return host if port in (None, _DEFAULT_PORTS[parts.scheme]) else f"{host}:{port}"
 
@@ -135,7 +138,10 @@ def in_order(mirrors: Iterable[Mirror], location: str | None) -> tuple[Mirror, .
     by_rank = sorted(
         mirrors, key=lambda m: (m.priority, preferred is None or m.location != preferred)
     )
-    return tuple({mirror.url: mirror for mirror in reversed(by_rank)}.values())[::-1]
+    first: dict[str, Mirror] = {}
+    for mirror in by_rank:
+        first.setdefault(mirror.url, mirror)
+    return tuple(first.values())
 
 
 def _integer(text: str | None) -> int | None:

@@ -86,11 +86,14 @@ def describe_file(
 
     Reads it once, for SHA-256 of the whole and of pieces of *piece_length* bytes (None: as
     long as the engine's own). *name* is the path's last part unless given. Blocks for as
-    long as that takes: call it in a thread. Raises :class:`errors.InvalidValueError` for
-    the arguments, :class:`errors.StorageError` when reading fails or the file changes
-    meanwhile.
+    long as that takes: call it in a thread. Raises :class:`errors.RequestError` for the
+    arguments, :class:`errors.DocumentError` for a name that no document may have,
+    :class:`errors.StorageError` when reading fails or the file changes meanwhile.
     """
+    if not urls:
+        raise errors.InvalidValueError("a metalink needs at least one address of the file")
     listed = [Mirror(mirrors.to_uri(url), rank) for rank, url in enumerate(urls, start=1)]
+    shown_name = names.validate_file_name(path.name if name is None else name)
     try:
         with open(path, "rb", buffering=0, opener=_open_regular) as file:
             before = os.fstat(file.fileno())
@@ -106,7 +109,7 @@ def describe_file(
     ):
         raise errors.StorageError(f"{path}: it changed while it was read; try again")
     return Manifest(
-        names.validate_file_name(path.name if name is None else name),
+        shown_name,
         hashed.size,
         (Digest(HashAlgorithm.SHA256, hashed.whole),),
         PieceMap(HashAlgorithm.SHA256, length, hashed.pieces) if hashed.size else None,
@@ -116,10 +119,13 @@ def describe_file(
 
 def _open_regular(path: str, flags: int) -> int:
     """Opens without waiting for a writer of a FIFO, and refuses what is no regular file."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise errors.RequestError(f"{path}: cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise errors.InvalidValueError(f"{path}: not a regular file")
+        raise errors.RequestError(f"{path}: not a regular file")
     return descriptor
 
 
