@@ -96,6 +96,11 @@ def _run_typer(arguments: list[str]) -> int:
         code = app(arguments or ["--help"], prog_name="ddfs", standalone_mode=False)
     except typer.Abort:
         return EXIT_INTERRUPTED
+    except SystemExit as end:
+        # Typer turns a broken pipe into 1, which is ours for tracebacks.
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
+        raise
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "ddfs"

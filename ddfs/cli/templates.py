@@ -28,7 +28,7 @@ NameArgument = Annotated[
 NamesArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="NAME...",
+        metavar="NAME",
         help="Templates: NAME, NAME.FORMAT or a path in the mount.",
         autocompletion=complete_template,
     ),
@@ -175,7 +175,7 @@ def status(
     context: typer.Context,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME...]", help="Only these.", autocompletion=complete_template),
+        typer.Argument(metavar="[NAME]", help="Only these.", autocompletion=complete_template),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it.")] = False,
     as_json: JsonOption = False,

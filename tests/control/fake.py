@@ -120,7 +120,9 @@ class FakeService:
         for name in names:
             self.template(name)
         for name in names:
-            self.known[name] = dataclasses.replace(self.known[name], state="not-downloaded")
+            self.known[name] = dataclasses.replace(
+                self.known[name], state="not-downloaded", bytes_per_second=0.0, seconds_left=None
+            )
         return [self.known[name] for name in names]
 
     async def gate(self, question: GateQuestion) -> GateAnswer:
