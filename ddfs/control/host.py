@@ -38,16 +38,36 @@ from ddfs.templates import Registration, Templates
 _chain_limiter = trio.CapacityLimiter(2)
 
 
+class VolumePoolState(Protocol):
+    """How libvirt's pool is, with the meaning of :class:`PoolStatus`'s fields."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def path(self) -> str:
+        """Its directory."""
+
+    @property
+    def active(self) -> bool:
+        """Whether libvirt shows it."""
+
+    @property
+    def volumes(self) -> int | None:
+        """How many libvirt knows of, None while it is not active."""
+
+
 class VolumePool(Protocol):
     """libvirt's pool on the mount."""
 
-    async def define(self, name: str | None) -> PoolStatus:
+    async def define(self, name: str | None) -> VolumePoolState:
         """Define and start it, or adopt the one that is there."""
 
-    async def refresh(self) -> PoolStatus:
+    async def refresh(self) -> VolumePoolState:
         """Let libvirt look again."""
 
-    async def undefine(self) -> PoolStatus:
+    async def undefine(self) -> VolumePoolState:
         """Take it away from libvirt."""
 
 
@@ -283,15 +303,15 @@ class Host:
 
     async def define_pool(self, name: str | None) -> PoolStatus:
         """Define or adopt."""
-        return await self._pool.define(name)
+        return _pool_status(await self._pool.define(name))
 
     async def refresh_pool(self) -> PoolStatus:
         """Refresh."""
-        return await self._pool.refresh()
+        return _pool_status(await self._pool.refresh())
 
     async def undefine_pool(self) -> PoolStatus:
         """Undefine."""
-        return await self._pool.undefine()
+        return _pool_status(await self._pool.undefine())
 
 
 def _processes_with_open(paths: set[str]) -> set[str]:
@@ -309,3 +329,7 @@ def _processes_with_open(paths: set[str]) -> set[str]:
         except OSError:
             continue
     return found
+
+
+def _pool_status(pool: VolumePoolState) -> PoolStatus:
+    return PoolStatus(pool.name, pool.path, pool.active, pool.volumes)
