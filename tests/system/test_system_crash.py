@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -133,19 +134,21 @@ def test_a_stale_mount_is_cleaned_up_at_start(host: Host, small: Published) -> N
     host.ddfs("template", "add", "small", small.source)
     daemon = host.daemon
     assert daemon is not None
-    # Stopped first, so that whoever guards the mount may be stopped as well, before it can act.
-    for pid in [daemon.pid, *session_of(daemon.pid)]:
-        os.kill(pid, signal.SIGSTOP)
+    # Whoever guards the mount dies first, while the daemon can do nothing about it.
+    daemon.signal(signal.SIGSTOP)
+    for child in children_of(daemon.pid):
+        os.kill(child, signal.SIGKILL)
     host.kill()
+    assert host.is_mounted(), "nothing was stale: the test shows nothing"
     host.serve()
     assert host.template("small")["state"] == "not-downloaded"
     assert Readers(host.templates / "small.qcow2").results()[0].sha256 == small.sha256
 
 
-def session_of(pid: int) -> list[int]:
-    """The children of *pid*, in whichever session."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in children.split()]
+def children_of(pid: int) -> list[int]:
+    command = ["ps", "-o", "pid=", "--ppid", str(pid)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [int(child) for child in listing.split()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
