@@ -137,6 +137,7 @@ class Templates:
         self._by_name: dict[str, Template] = {}
         self._by_file_name: dict[str, Template] = {}
         self._by_row: dict[int, Template] = {}
+        self._in_order: tuple[Template, ...] | None = None
         self._by_content: dict[str, list[Template]] = {}
         self._changing: dict[str, trio.Lock] = {}
 
@@ -151,12 +152,14 @@ class Templates:
                 self._spool.demand(order_for(named[0]))
 
     def _remember(self, template: Template) -> None:
+        self._in_order = None
         self._by_name[template.name] = template
         self._by_file_name[template.file_name] = template
         self._by_row[template.row] = template
         self._by_content.setdefault(template.content_id, []).append(template)
 
     def _forget(self, template: Template) -> None:
+        self._in_order = None
         del self._by_name[template.name]
         del self._by_file_name[template.file_name]
         del self._by_row[template.row]
@@ -167,9 +170,11 @@ class Templates:
 
     # -- looking ---------------------------------------------------------------------------
 
-    def all(self) -> list[Template]:
+    def all(self) -> Sequence[Template]:
         """All templates, in order of row."""
-        return [self._by_row[row] for row in sorted(self._by_row)]
+        if self._in_order is None:
+            self._in_order = tuple(self._by_row[row] for row in sorted(self._by_row))
+        return self._in_order
 
     def get(self, name: str) -> Template:
         """The template called *name*; :class:`errors.UnknownTemplateError`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, overload
 
 from ddfs import errors
 from ddfs.fuse.view import Entry, StorageFigures
@@ -14,6 +14,26 @@ from ddfs.templates import Templates, progress_percent
 
 # statfs is asked at every refresh of the pool; figures of a second ago are as good.
 _FIGURES_AGE_SECONDS: Final = 1.0
+
+
+class _LazyEntries(Sequence[Entry]):
+    """Entries made when looked at: a listing of 10,000 asks for the list a hundred times."""
+
+    def __init__(self, templates: Sequence[Template], show: Callable[[Template], Entry]) -> None:
+        self._templates = templates
+        self._show = show
+
+    def __len__(self) -> int:
+        return len(self._templates)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(index, slice):
+            return [self._show(template) for template in self._templates[index]]
+        return self._show(self._templates[index])
 
 
 class ShownTemplates:
@@ -31,7 +51,7 @@ class ShownTemplates:
 
     def entries(self) -> Sequence[Entry]:
         """In order of row."""
-        return [self._entry(template) for template in self._templates.all()]
+        return _LazyEntries(self._templates.all(), self._entry)
 
     def by_name(self, name: str) -> Entry | None:
         """The entry of a file name in the pool."""
