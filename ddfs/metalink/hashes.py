@@ -129,7 +129,7 @@ def best_pieces(
 ) -> PieceMap | None:
     """The usable map with the strongest hashes, or None.
 
-    Of two maps of one kind (RFC 5854 section 4.1.3.2 forbids them) none is taken, since
+    Of two maps of one kind (RFC 5854 section 4.1.3 forbids them) none is taken, since
     nothing says which is right.
     """
     kinds = Counter(draft.algorithm for draft in drafts)

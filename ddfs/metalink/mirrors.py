@@ -103,7 +103,7 @@ def _host(name: str) -> str:
 
 
 def priority_from(text: str | None) -> int:
-    """RFC 5854 section 4.2.16.1; what is absent, no number or out of range is the lowest."""
+    """RFC 5854 section 4.2.16; what is absent, no number or out of range is the lowest."""
     number = _integer(text)
     return number if number is not None and 1 <= number <= LOWEST_PRIORITY else LOWEST_PRIORITY
 

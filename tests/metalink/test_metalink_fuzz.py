@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddfs import errors
 from ddfs.metalink import read
+
+# Other work on this machine may slow an example down; the length of the run is pytest's.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 DATA = Path(__file__).parent / "data"
 SEEDS = [
@@ -35,11 +38,13 @@ def outcome(document: bytes, base_url: str | None = "http://base.example/") -> r
     return None
 
 
+@UNHURRIED
 @given(st.binary(max_size=500))
 def test_arbitrary_bytes(document: bytes):
     assert outcome(document) is None
 
 
+@UNHURRIED
 @given(
     st.sampled_from(SEEDS),
     st.lists(
@@ -61,6 +66,7 @@ def test_mutated_documents(document: bytes, edits: list[tuple[float, int, bytes]
         check(found)
 
 
+@UNHURRIED
 @given(st.sampled_from(SEEDS), st.floats(0, 1))
 def test_truncated_documents(document: bytes, part: float):
     end = int(part * (len(document.rstrip(b"\0\n\r\t ")) - 1))
@@ -86,6 +92,7 @@ def element(draw: st.DrawFn, depth: int = 0) -> str:
     return f"<{name}{marks}>{inside or draw(VALUES)}</{name}>"
 
 
+@UNHURRIED
 @given(
     st.sampled_from(
         [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddfs import errors
 from ddfs.metalink import mirrors, names
 from ddfs.model import LOWEST_PRIORITY, Mirror
+
+# Other work on this machine may slow an example down; the length of the run is pytest's.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize(
@@ -68,6 +71,7 @@ def test_not_a_usable_address(address: str):
         mirrors.to_uri(address)
 
 
+@UNHURRIED
 @given(st.text(max_size=60), st.sampled_from(["", "http://", "https://h.example/", "//"]))
 def test_to_uri_gives_plain_uris_that_stay(text: str, prefix: str):
     try:
@@ -172,6 +176,7 @@ def test_names_that_are_refused(name: str):
     assert str(caught.value).isprintable()
 
 
+@UNHURRIED
 @given(st.text(max_size=300))
 def test_what_is_shown_of_a_name_is_one_short_line(name: str):
     shown = names.shown(name)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddfs import errors
@@ -23,6 +23,9 @@ from ddfs.model import (
     Mirror,
     PieceMap,
 )
+
+# Other work on this machine may slow an example down; the length of the run is pytest's.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 URL = "http://h.example/a"
 
@@ -72,6 +75,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
 
 
+@UNHURRIED
 @given(manifests())
 def test_round_trip(manifest: Manifest):
     text = write.make(manifest)
