@@ -160,12 +160,14 @@ def likely_mountpoint(settings: str) -> tuple[str, bool]:
 
 
 def _writable(domain: str, file: chain.DomainFile) -> str:
+    from shlex import quote
+
     suffix = os.path.splitext(file.path)[1].removeprefix(".")
     image_format = _QEMU_FORMATS.get(suffix, "raw")
     return (
         f"{file.target} of {domain} is the template {file.path} itself, and could write to it. "
-        f"Make an overlay (qemu-img create -f qcow2 -F {image_format} -b {file.path} NEW.qcow2) "
-        "and use that, or make the disk <readonly/>"
+        f"Make an overlay (qemu-img create -f qcow2 -F {image_format} -b {quote(file.path)} "
+        "NEW.qcow2) and use that, or make the disk <readonly/>"
     )
 
 

@@ -261,7 +261,7 @@ def test_a_writable_template_is_refused_before_anybody_is_asked(host: Host) -> N
         done = host.run(domain(template, options=""))
     assert requests == []
     assert done.returncode == 1
-    assert f"-F qcow2 -b {template}" in done.stderr
+    assert f"-F qcow2 -b '{template}'" in done.stderr
     assert "<readonly/>" in done.stderr
 
 
