@@ -20,7 +20,7 @@ TOP: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TOP / "tests" / "system"))
 
 from lab import bootimage, namespace  # noqa: E402 (the line above makes it importable)
-from lab.domain import Disk, Domain, make_overlay  # noqa: E402
+from lab.domain import Disk, Domain, overlay_command  # noqa: E402
 from lab.host import Host  # noqa: E402
 from lab.libvirtd import Libvirtd  # noqa: E402
 from lab.processes import LabError, wait_until  # noqa: E402
@@ -155,15 +155,22 @@ def _register(host: Host, libvirtd: Libvirtd, source: str) -> None:
 def _make_vm(
     host: Host, libvirtd: Libvirtd, name: str, template: Path, *, is_real: bool = False
 ) -> Domain:
-    _say(f"Making {name}: a disk whose backing file is the path in the mount")
+    _say(f"Making {name}: a disk whose backing file is the path in the mount (-u: not opened now)")
     is_iso = template.suffix == ".iso"
     if is_iso:
         disk = Disk(template, format="raw", is_readonly=True, device="cdrom")
     else:
         backing_format = {".qcow2": "qcow2", ".vmdk": "vmdk"}.get(template.suffix, "raw")
         overlay = host.vms / f"{name}.qcow2"
-        _command(f"qemu-img create -f qcow2 -F {backing_format} -b {template} {overlay.name}")
-        disk = Disk(make_overlay(overlay, template, backing_format=backing_format))
+        command = overlay_command(
+            overlay,
+            template,
+            backing_format=backing_format,
+            virtual_size=host.template(NAME)["virtual_size"] or template.stat().st_size,
+        )
+        _command(shlex.join(command))
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        disk = Disk(overlay)
     domain = Domain(name, (disk,), host.vms / f"{name}.serial")
     if is_real:
         hypervisor = "kvm" if libvirtd.is_kvm_usable() else "qemu"

@@ -81,11 +81,14 @@ def host(directory: Path) -> Iterator[Host]:
 
 @pytest.fixture
 def make_vm(libvirtd: Libvirtd) -> Callable[..., Domain]:
-    """``make_vm(host, name, template_path)``: a domain on an overlay over the template."""
+    """``make_vm(host, name, image)``: a domain on an overlay over *image*, which is a template
+    or not; making it opens no template.
+    """
 
-    def make(host: Host, name: str, template: Path) -> Domain:
+    def make(host: Host, name: str, image: Path) -> Domain:
         libvirtd.install_hook(host.hook())
-        overlay = make_overlay(host.vms / f"{name}.qcow2", template)
+        size = host.template(image.stem)["virtual_size"] if image.parent == host.templates else None
+        overlay = make_overlay(host.vms / f"{name}.qcow2", image, virtual_size=size)
         domain = Domain(name, (Disk(overlay),), host.vms / f"{name}.serial")
         libvirtd.define(domain, host.vms)
         return domain

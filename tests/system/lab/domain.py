@@ -68,11 +68,26 @@ class Domain:
         return self.serial.read_text(errors="replace")
 
 
-def make_overlay(path: Path, backing: Path, *, backing_format: str = "qcow2") -> Path:
-    """A qcow2 overlay whose backing file is named *backing*. qemu-img opens that to read its
-    size, as it does for everybody who makes an overlay; with a template that is not here yet
-    its size is read from the head.
+def overlay_command(
+    path: Path, backing: Path, *, backing_format: str = "qcow2", virtual_size: int | None = None
+) -> list[str]:
+    """qemu-img's for a qcow2 overlay whose backing file is named *backing*.
+
+    With *virtual_size* it does not open the backing file. Without, it does, to learn the
+    size, and a qcow2 image is then read beyond its header: to a template pool that is a
+    reader like any other.
     """
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", backing_format, "-b", backing, path]
+    known = ["-u", str(virtual_size)] if virtual_size is not None else []
+    words = ["-f", "qcow2", "-F", backing_format, "-b", str(backing), *known[:1], str(path)]
+    return ["qemu-img", "create", *words, *known[1:]]
+
+
+def make_overlay(
+    path: Path, backing: Path, *, backing_format: str = "qcow2", virtual_size: int | None = None
+) -> Path:
+    """Runs that; *path* itself."""
+    command = overlay_command(
+        path, backing, backing_format=backing_format, virtual_size=virtual_size
+    )
     subprocess.run(command, check=True, capture_output=True, text=True)
     return path
