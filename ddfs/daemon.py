@@ -64,9 +64,12 @@ def run(settings: Settings) -> None:
 def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> errors.DdfsError | None:
     """The error that a person should see, when all that happened are errors of ours."""
     ours, others = group.split(errors.DdfsError)
-    while isinstance(ours, BaseExceptionGroup):
-        ours = ours.exceptions[0]
-    return ours if others is None and isinstance(ours, errors.DdfsError) else None
+    if ours is None or others is not None:
+        return None
+    first: BaseException = ours
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, errors.DdfsError) else None
 
 
 async def _serve(settings: Settings) -> None:

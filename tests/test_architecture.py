@@ -44,7 +44,7 @@ HOMES = {
     "sqlalchemy": {"catalogue"},
     "alembic": {"catalogue"},
     "httpx": {"fetch", "control"},
-    "defusedxml": {"metalink"},
+    "defusedxml": {"metalink", "virt"},
     "oslo_utils": {"image"},
     "fastapi": {"control"},
     "starlette": {"control"},
