@@ -71,8 +71,9 @@ def examine(session: Session) -> Iterator[Finding]:
     yield Finding("settings", OK, known)
     yield fuse_device(FUSE_DEVICE)
     yield fuse_conf(FUSE_CONF)
-    yield mountpoint(settings.mountpoint, MOUNTINFO)
-    yield daemon(session)
+    answering = daemon(session)
+    yield mountpoint(settings.mountpoint, MOUNTINFO, is_served=answering.level == OK)
+    yield answering
     yield hook(LIBVIRT_HOOKS)
     for name, primary in settings.primary.items():
         yield primary_storage(name, primary)
@@ -101,8 +102,8 @@ def fuse_conf(conf: Path) -> Finding:
     )
 
 
-def mountpoint(path: Path, mountinfo: Path) -> Finding:
-    """Whether the template pool is mounted, as the kernel says."""
+def mountpoint(path: Path, mountinfo: Path, *, is_served: bool) -> Finding:
+    """Whether the template pool is mounted, as the kernel says, and somebody serves it."""
     kinds = mounted_kinds(path, mountinfo.read_bytes())
     if not kinds:
         return Finding(
@@ -110,6 +111,9 @@ def mountpoint(path: Path, mountinfo: Path) -> Finding:
         )
     if not kinds[-1].startswith("fuse"):
         text = f"{path} has a file system of type {kinds[-1]}: set another `mountpoint`"
+        return Finding("mountpoint", FAIL, text)
+    if not is_served:
+        text = f"{path} is the mount of a daemon that is gone: `ddfs serve` clears it up"
         return Finding("mountpoint", FAIL, text)
     return Finding("mountpoint", OK, f"{path} is mounted ({kinds[-1]})")
 

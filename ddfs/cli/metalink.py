@@ -39,6 +39,8 @@ def make(
     """
     from ddfs.metalink import write
 
+    if target is not None and target.exists() and target.samefile(file):
+        raise errors.InvalidValueError(f"{target}: is the file itself; name another with -o")
     manifest = write.describe_file(file, url, piece_length)
     document = write.make(manifest)
     if target is not None:

@@ -1,0 +1,139 @@
+"""What doctor finds, on a host of files that the test made."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ddfs import errors
+from ddfs.cli import doctor
+from ddfs.config import PrimarySettings, Settings
+from tests.cli.conftest import Ddfs
+from tests.control.fake import RunningDaemon
+
+MOUNTINFO = rb"""22 28 0:21 / /proc rw,nosuid - proc proc rw
+30 28 0:30 / /srv/dd\040fs rw,nosuid,nodev shared:5 master:1 - fuse.ddfs ddfs rw,user_id=0
+31 28 0:31 / /srv/both rw - ext4 /dev/sda1 rw
+32 31 0:32 / /srv/both rw shared:9 - fuse.ddfs ddfs rw
+33 28 0:33 / /srv/disk rw - ext4 /dev/sdb1 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("/srv/dd fs", ["fuse.ddfs"]),
+        ("/srv/both", ["ext4", "fuse.ddfs"]),
+        ("/srv/disk", ["ext4"]),
+        ("/srv", []),
+    ],
+)
+def test_mountinfo(path: str, kinds: list[str]) -> None:
+    assert doctor.mounted_kinds(Path(path), MOUNTINFO) == kinds
+
+
+def test_this_hosts_mountinfo_can_be_read() -> None:
+    own = Path("/proc/self/mountinfo").read_bytes()
+    assert doctor.mounted_kinds(Path("/proc"), own)[-1:] == ["proc"]
+
+
+def test_mountpoint(tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_bytes(MOUNTINFO)
+
+    def level_and_text(path: str, is_served: bool) -> tuple[str, str]:
+        found = doctor.mountpoint(Path(path), mountinfo, is_served=is_served)
+        return found.level, found.text
+
+    assert level_and_text("/srv/both", True)[0] == doctor.OK
+    level, text = level_and_text("/srv/both", False)
+    assert (level, "daemon that is gone" in text) == (doctor.FAIL, True)
+    level, text = level_and_text("/srv/none", False)
+    assert (level, text.endswith("start it with: ddfs serve")) == (doctor.FAIL, True)
+    level, text = level_and_text("/srv/disk", True)
+    assert (level, "ext4" in text) == (doctor.FAIL, True)
+
+
+def test_fuse(tmp_path: Path) -> None:
+    device = tmp_path / "fuse"
+    assert doctor.fuse_device(device).text.endswith("modprobe fuse")
+    device.write_text("")
+    assert doctor.fuse_device(device).level == doctor.OK
+    conf = tmp_path / "fuse.conf"
+    conf.write_text("# user_allow_other\n")
+    expected = doctor.OK if os.geteuid() == 0 else doctor.WARN
+    assert doctor.fuse_conf(conf).level == expected
+    conf.write_text("user_allow_other\n")
+    assert doctor.fuse_conf(conf).level == doctor.OK
+
+
+def test_hook(tmp_path: Path) -> None:
+    assert doctor.hook(tmp_path).level == doctor.FAIL
+    other = tmp_path / "qemu"
+    other.write_text("#!/bin/sh\nexit 0\n")
+    assert doctor.hook(tmp_path).level == doctor.FAIL
+    (tmp_path / "qemu.d").mkdir()
+    ours = tmp_path / "qemu.d" / "ddfs"
+    ours.write_text("#!/bin/sh\nexec ddfs-hook\n")
+    ours.chmod(0o644)
+    assert doctor.hook(tmp_path).text == f"{ours} is not executable: chmod 755 {ours}"
+    ours.chmod(0o755)
+    assert doctor.hook(tmp_path).level == doctor.OK
+
+
+def test_primary_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = doctor.primary_storage("default", PrimarySettings(tmp_path / "none"))
+    assert (missing.check, missing.level) == ("primary.default", doctor.FAIL)
+    monkeypatch.setattr(doctor, "LOW_ROOM_BYTES", 0)
+    assert doctor.primary_storage("default", PrimarySettings(tmp_path)).level == doctor.OK
+    monkeypatch.setattr(doctor, "LOW_ROOM_BYTES", 2**63)
+    low = doctor.primary_storage("default", PrimarySettings(tmp_path))
+    assert (low.level, low.text.endswith("free: make room")) == (doctor.WARN, True)
+
+
+def test_pool() -> None:
+    settings = Settings()
+    asked: list[list[str]] = []
+
+    def virsh(uri: str, arguments: list[str]) -> str | None:
+        assert uri == "qemu:///system"
+        asked.append(arguments)
+        if arguments[0] == "pool-list":
+            return " default\n templates\n\n"
+        return f"<pool><path>/srv/{'ddfs/templates' if 'templates' in arguments else 'x'}</path>"
+
+    found = doctor.pool(settings, virsh)
+    assert (found.level, found.text) == (doctor.OK, "templates is active on /srv/ddfs/templates")
+    assert asked == [["pool-list", "--name"], *(["pool-dumpxml", n] for n in asked_names(asked))]
+    assert doctor.pool(settings, lambda *_: None).level == doctor.WARN
+    none = doctor.pool(settings, lambda *_: "")
+    assert (none.level, none.text.endswith("ddfs pool define")) == (doctor.WARN, True)
+
+
+def asked_names(asked: list[list[str]]) -> list[str]:
+    return [arguments[1] for arguments in asked[1:]]
+
+
+def test_the_whole(ddfs: Ddfs, daemon: RunningDaemon) -> None:
+    done = ddfs("doctor", "--json")
+    findings = {finding["check"]: finding for finding in json.loads(done.out)}
+    assert findings["daemon"]["level"] == "ok"
+    assert findings["daemon"]["text"] == "version 0, process 1, answers"
+    # Nothing is mounted by this fake.
+    assert findings["mountpoint"]["level"] == "fail"
+    assert done.code == errors.EXIT_HOST
+    lines = ddfs("doctor").out.splitlines()
+    assert len(lines) == len(findings)
+    assert {line.split()[0] for line in lines} <= {"ok", "warn", "fail"}
+
+
+def test_bad_settings_are_the_only_finding(ddfs: Ddfs, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("x")
+    done = ddfs("doctor", "--config", str(bad))
+    assert done.code == errors.EXIT_HOST
+    assert done.out.startswith(f"fail  settings: {bad}: not valid TOML")
+    assert done.out.count("\n") == 1
