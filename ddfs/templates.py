@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -33,6 +33,9 @@ from ddfs.spool.rest import Demand
 from ddfs.spool.spool import HoldingStatus, Spool
 
 log = logging.getLogger(__name__)
+
+# A document may list thousands of dead mirrors, and somebody waits for the answer.
+_HEAD_SECONDS: Final = 60.0
 
 
 class Catalogue(Protocol):
@@ -235,7 +238,9 @@ class Templates:
     async def _register(self, registration: Registration, manifest: Manifest) -> Template:
         if manifest.size is None:
             raise errors.DocumentError(f"{registration.source}: nobody says how large it is")
-        head = await source.read_head(manifest, self._documents)
+        head = await self._head(manifest)
+        for failure in head.failures:
+            log.warning("%s: %s", registration.name, failure)
         facts = await trio.to_thread.run_sync(
             partial(self._inspect_head, head.data, size=manifest.size, claimed=registration.format)
         )
@@ -263,6 +268,13 @@ class Templates:
         log.info("%s: registered from %s", template.file_name, registration.source)
         self._on_added(template)
         return template
+
+    async def _head(self, manifest: Manifest) -> source.Head:
+        with trio.move_on_after(_HEAD_SECONDS):
+            return await source.read_head(manifest, self._documents)
+        raise errors.MirrorsExhaustedError(
+            f"{manifest.name}: no mirror sent its first bytes within {_HEAD_SECONDS:.0f} s"
+        )
 
     async def remove(self, name: str, *, purge: bool) -> None:
         """Forget a name; with *purge* also the published file, if no other name has it.
@@ -317,7 +329,11 @@ class Templates:
         return await self._spool.confirm_published(template.content_id) is not None
 
     async def read(self, template: Template, wanted: ByteRange) -> bytes:
-        """Verified bytes, waiting for them."""
+        """Verified bytes, waiting for them. A verified head is here already."""
+        if template.head_is_verified:
+            head = self.read_head(template, wanted.start, len(wanted))
+            if head is not None:
+                return head
         return await self._spool.read(order_for(template), wanted)
 
     def read_head(self, template: Template, offset: int, length: int) -> bytes | None:

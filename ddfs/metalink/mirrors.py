@@ -133,10 +133,15 @@ def connections_from(text: str | None) -> int | None:
 
 
 def in_order(mirrors: Iterable[Mirror], location: str | None) -> tuple[Mirror, ...]:
-    """*mirrors* best first, each address once, at its best place."""
+    """*mirrors* best first, each address once, at its best place.
+
+    A preferred location outranks the document's priorities: mirror networks give every
+    mirror a priority of its own, guessed from the asker's address, and would leave an
+    operator's word no say.
+    """
     preferred = location_from(location)
     by_rank = sorted(
-        mirrors, key=lambda m: (m.priority, preferred is None or m.location != preferred)
+        mirrors, key=lambda m: (preferred is not None and m.location != preferred, m.priority)
     )
     first: dict[str, Mirror] = {}
     for mirror in by_rank:

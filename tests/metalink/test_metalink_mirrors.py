@@ -141,6 +141,16 @@ def test_an_address_that_comes_twice_keeps_its_best_place():
     )
 
 
+def test_a_preferred_location_outranks_priorities_and_keeps_their_order():
+    far, near, nearer = (
+        Mirror("http://far/", 1, "us"),
+        Mirror("http://near/", 7, "de"),
+        Mirror("http://nearer/", 3, "de"),
+    )
+    assert mirrors.in_order([far, near, nearer], "DE") == (nearer, near, far)
+    assert mirrors.in_order([far, near, nearer], None) == (far, nearer, near)
+
+
 @pytest.mark.parametrize(
     "name",
     ["a", "a/b", "...", "..a", "a..", "~", "con", " a ", "a:b", "نام\u200cها.iso", "x" * 255],
