@@ -51,8 +51,8 @@ def parse(arguments: Sequence[str]) -> FetchRequest | None:
         elif name in VALUES and equals and name.startswith("--"):
             given[VALUES[name]] = value
         elif argument in VALUES:
-            following = next(remaining, None)
-            if following is None:
+            following = next(remaining, "-")
+            if following.startswith("-"):
                 return None
             given[VALUES[argument]] = following
         else:
