@@ -1,14 +1,39 @@
-"""Runs one fetch. Interface first; the body follows."""
+"""Runs one fetch: the trio shell around the scheduler, and the only one that touches it.
+
+Tasks: one that keeps time (takes in what arrived, asks the scheduler, carries out its
+actions), one for each run in progress, one that commits to the journal, one that hashes the
+front of the file, one that sees the whole thing through. None of them raises what a person
+should see: the first such error ends the others and is raised by :meth:`Transfer.run`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
 
-from ddfs.fetch.events import FetchEvent
+import trio
+
+from ddfs import errors
+from ddfs.fetch.blame import UNKNOWN, Inquest, Plan
+from ddfs.fetch.events import (
+    FetchEvent,
+    MirrorBlamed,
+    MirrorFailed,
+    PieceRejected,
+    PieceVerified,
+    WholeFileCompared,
+)
+from ddfs.fetch.pieces import HELD
+from ddfs.fetch.runs import Action, Ask, Blame, Cancel, Extend, Recheck, Trim
+from ddfs.fetch.scheduler import Scheduler, Verdict
+from ddfs.fetch.segment import Segment
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 from ddfs.fetch.target import PieceRecord, Target
-from ddfs.fetch.transport import Transport
-from ddfs.model import ByteRange, Manifest
+from ddfs.fetch.transport import Route, Transport
+from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, hash_range
+from ddfs.model import ByteRange, Digest, HashAlgorithm, Manifest, MiB, Mirror
 
 __all__ = [
     "MirrorStatistics",
@@ -19,9 +44,29 @@ __all__ = [
     "TransferStatistics",
 ]
 
+_log = logging.getLogger(__name__)
+
+# How often progress is taken in and silence noticed.
+TICK_SECONDS: Final = 0.05
+
+# The journal is written this often while pieces complete; a power cut costs no more.
+COMMIT_SECONDS: Final = 0.4
+# What a cancelled fetch may take to make durable what it has.
+LAST_COMMIT_SECONDS: Final = 1.5
+
+# Comparisons of the whole-file hash; between two of them only suspect ranges are fetched.
+MAX_COMPARISONS: Final = 3
+
+# The whole-file hash waits for the front of the file. When this much lies behind the hole
+# in front, the hole is fetched next: hashing it all at the end would be felt.
+FOLLOW_BYTES: Final = 192 * MiB
+
+# One round of decisions leads to the next, but not for ever.
+_MAX_ROUNDS: Final = 10_000
+
 
 class Transfer:
-    """One fetch of one content into one target."""
+    """One fetch of one content into one target; made and run in one event loop, once."""
 
     def __init__(
         self,
@@ -32,20 +77,469 @@ class Transfer:
         observer: Callable[[FetchEvent], None],
         location: str | None = None,
     ) -> None:
-        raise NotImplementedError
+        """*location* (ISO 3166-1 alpha-2, lower case) is preferred among equal priorities."""
+        self._manifest = manifest
+        self._target = target
+        self._transport = transport
+        self._observe = observer
+        self._grid = manifest.grid
+        self._pieces = manifest.pieces
+        self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
+        self._digests = decisive(manifest.digests)
+        self._mirrors = _in_order(manifest.mirrors, location)
+        self._routes = [Route(mirror.url) for mirror in self._mirrors]
+        self._scheduler = Scheduler(self._grid, len(self._mirrors))
+        # Who sent each piece and what arrived; without piece hashes that finds a liar.
+        count = 0 if self._pieces else self._grid.count
+        self._inquest = Inquest([UNKNOWN] * count, [b""] * count)
+        self._is_repairing = False
+        self._segments: dict[int, tuple[int, Segment]] = {}
+        self._received = [0] * len(self._mirrors)
+        self._arrivals: deque[tuple[int, int, bytes]] = deque()
+        self._checking: dict[int, tuple[int, bytes]] = {}
+        self._uncommitted: list[PieceRecord] = []
+        self._resumed = 0
+        self._comparisons = 0
+        self._front = 0
+        self._follower = FrontHasher(target.fd, self._digests)
+        self._error: errors.DdfsError | None = None
+        self._nursery: trio.Nursery | None = None
+        self._wakeup = trio.Event()
+        self._grown = trio.Event()
+        self._complete = trio.Event()
 
-    async def run(self) -> TransferReport:
-        """Fetch until every piece and every whole-file digest of the manifest holds."""
-        raise NotImplementedError
+    # -- for readers and the curious ------------------------------------------------
 
     def want(self, wanted: ByteRange) -> None:
-        """A reader waits for these bytes."""
-        raise NotImplementedError
+        """A reader waits for these bytes: they are fetched next.
+
+        Synchronous, from the fetch's event loop, at any time; what is here costs nothing.
+        """
+        pieces = self._grid.pieces_under(wanted)
+        self._scheduler.want(pieces.start, pieces.stop)
+        self._wakeup.set()
 
     def is_verified(self, wanted: ByteRange) -> bool:
-        """Whether a reader may have these bytes."""
-        raise NotImplementedError
+        """Whether these bytes are in the file and match the document's piece hashes.
+
+        Always False where the document has none: readers then wait for the whole file.
+        """
+        states = self._scheduler.table.states
+        return self._pieces is not None and all(
+            states[piece] == HELD for piece in self._grid.pieces_under(wanted)
+        )
 
     def statistics(self) -> TransferStatistics:
-        """The figures of this moment."""
-        raise NotImplementedError
+        """The figures of this moment. Cheap enough to be asked ten times a second."""
+        table, received = self._scheduler.table, list(self._received)
+        partial = 0
+        for mirror, segment in self._segments.values():
+            received[mirror] += segment.received
+            partial += segment.position % self._grid.piece_length
+        fresh = table.held_bytes - self._resumed
+        return TransferStatistics(
+            bytes_verified=table.held_bytes,
+            size=self._grid.size,
+            bytes_per_second=self._scheduler.rate,
+            seconds_left=self._scheduler.seconds_left(),
+            mirrors=tuple(self._mirror_statistics(i, n) for i, n in enumerate(received)),
+            refetched_bytes=max(0, sum(received) - fresh - partial),
+        )
+
+    def _mirror_statistics(self, mirror: int, received: int) -> MirrorStatistics:
+        standing = self._scheduler.mirrors[mirror]
+        is_busy = any(index == mirror for index, _ in self._segments.values())
+        if standing.out is not None:
+            state = "out"
+        elif is_busy:
+            state = "busy"
+        elif not standing.is_tried:
+            state = "untried"
+        else:
+            state = "idle" if standing.is_usable(trio.current_time()) else "resting"
+        return MirrorStatistics(
+            url=self._mirrors[mirror].url,
+            bytes_received=received,
+            bytes_per_second=(standing.rate or 0.0) if is_busy else 0.0,
+            state=state,
+            last_error=standing.last_error,
+            rejected_pieces=standing.rejected,
+        )
+
+    # -- the run --------------------------------------------------------------------
+
+    async def run(self) -> TransferReport:
+        """Fetch until every piece and every decisive whole-file digest of the manifest holds.
+
+        Decisive are all strong digests, and where none is strong, the others. On return
+        every piece is committed to the target's journal.
+
+        Raises :class:`errors.MirrorsExhaustedError` with the failure of each mirror,
+        :class:`errors.ChecksumError` when the bytes stay wrong, :class:`errors.StorageError`
+        and :class:`errors.StorageFullError`. After those and after a cancellation nothing
+        writes into the file any more, and what had arrived is committed, within 1.5 s.
+        """
+        started = trio.current_time()
+        self._resume()
+        self._scheduler_begin(started)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._keep_time)
+                nursery.start_soon(self._keep_committing)
+                nursery.start_soon(self._see_through)
+        finally:
+            self._take_arrivals()
+            with trio.move_on_after(LAST_COMMIT_SECONDS, shield=True):
+                await self._commit_the_last()
+        if self._error is not None:
+            raise self._error
+        return TransferReport(
+            size=self._grid.size,
+            seconds=trio.current_time() - started,
+            bytes_resumed=self._resumed,
+            comparisons=self._comparisons,
+            statistics=self.statistics(),
+        )
+
+    def _resume(self) -> None:
+        """Take over what earlier runs had committed."""
+        index = {mirror.url: at for at, mirror in enumerate(self._mirrors)}
+        self._journaled: set[int] = set()
+        for record in self._target.journaled():
+            if not 0 <= record.piece < self._grid.count:
+                continue
+            if self._pieces is None:
+                if len(record.sha256) != HashAlgorithm.SHA256.digest_size:
+                    continue
+                self._inquest.sources[record.piece] = index.get(record.mirror_url, UNKNOWN)
+                self._inquest.digests[record.piece] = record.sha256
+            self._journaled.add(record.piece)
+
+    def _scheduler_begin(self, now: float) -> None:
+        self._scheduler.begin(sorted(self._journaled), now)
+        self._resumed = self._scheduler.table.held_bytes
+        self._advance_front()
+
+    async def _see_through(self) -> None:
+        """From the first byte to the last comparison."""
+        try:
+            await self._gather()
+            while self._digests and not await self._compare():
+                await self._repair()
+            await self._commit()
+        except errors.DdfsError as error:
+            self._fail(error)
+        self._stop()
+
+    def _fail(self, error: errors.DdfsError) -> None:
+        """End the fetch with *error*, unless another one was first."""
+        if self._error is None:
+            self._error = error
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    # -- time, arrivals, actions ----------------------------------------------------
+
+    async def _keep_time(self) -> None:
+        """Take in what arrives as it does, and look at everything at every tick."""
+        next_tick = trio.current_time()
+        while True:
+            with trio.move_on_at(next_tick):
+                await self._wakeup.wait()
+            self._wakeup = trio.Event()
+            self._take_arrivals()
+            now = trio.current_time()
+            if now >= next_tick:
+                next_tick = now + TICK_SECONDS
+                self._take_progress(now)
+                self._hurry_front()
+            self._act()
+
+    def _take_arrivals(self) -> None:
+        while self._arrivals:
+            run, piece, digest = self._arrivals.popleft()
+            self._take_piece(run, piece, digest)
+
+    def _take_piece(self, run: int, piece: int, digest: bytes) -> None:
+        mirror = self._scheduler.runs[run].mirror
+        matches = self._pieces is None or digest == self._pieces[piece]
+        held = self._scheduler.piece_arrived(
+            run, piece, trio.current_time(), matches=matches, digest=digest
+        )
+        if not matches:
+            self._observe(PieceRejected(piece, self._mirrors[mirror].url))
+        elif held:
+            self._keep(piece, mirror, digest)
+        else:
+            self._checking[piece] = (mirror, digest)
+
+    def _keep(self, piece: int, mirror: int, digest: bytes) -> None:
+        """The piece is in the file: remember who sent it, and tell who waits."""
+        own = b"" if self._pieces is not None else digest
+        self._uncommitted.append(PieceRecord(piece, self._mirrors[mirror].url, own))
+        if self._pieces is not None:
+            self._observe(PieceVerified(piece))
+        elif self._is_repairing:
+            self._refetch(self._inquest.heard(piece, mirror, digest, self._usable()))
+        else:
+            self._inquest.sources[piece] = mirror
+            self._inquest.digests[piece] = digest
+        self._advance_front()
+
+    def _advance_front(self) -> None:
+        states, front = self._scheduler.table.states, self._front
+        while front < len(states) and states[front] == HELD:
+            front += 1
+        if front != self._front:
+            self._front = front
+            self._grown.set()
+
+    def _take_progress(self, now: float) -> None:
+        for run, (_, segment) in self._segments.items():
+            self._scheduler.progressed(run, segment.position, now)
+            if segment.ignores_ranges:
+                self._scheduler.found_rangeless(run)
+
+    def _hurry_front(self) -> None:
+        behind = self._scheduler.table.held_bytes - self._front * self._grid.piece_length
+        if self._digests and behind > FOLLOW_BYTES:
+            self._scheduler.want(self._front, self._front + 1, urgent=False)
+
+    def _act(self) -> None:
+        """Carry out what the scheduler decides, until it has nothing more."""
+        for _ in range(_MAX_ROUNDS):
+            actions = self._scheduler.decide(trio.current_time())
+            for action in actions:
+                self._do(action)
+            if not actions:
+                break
+        else:
+            raise RuntimeError("the scheduler does not come to an end")
+        if self._scheduler.is_complete:
+            self._complete.set()
+        elif self._scheduler.verdict is not None:
+            self._fail(self._verdict(self._scheduler.verdict))
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Ask():
+                self._ask(action)
+            case Trim(run, end):
+                self._scheduler.trimmed(run, self._segments[run][1].lower_limit(end))
+            case Extend(run, end):
+                self._segments[run][1].raise_limit(end)
+            case Cancel(run):
+                self._segments[run][1].abort()
+            case Recheck(piece):
+                self._start(self._recheck, piece)
+            case Blame(mirror, reason):
+                self._observe(MirrorBlamed(self._mirrors[mirror].url, reason))
+
+    def _start(self, function: Callable[..., object], *arguments: object) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the fetch does not run")
+        self._nursery.start_soon(function, *arguments)  # type: ignore[arg-type]
+
+    # -- runs -----------------------------------------------------------------------
+
+    def _ask(self, ask: Ask) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def on_piece(piece: int, digest: bytes) -> None:
+            self._arrivals.append((ask.run, piece, digest))
+            token.run_sync_soon(self._wake, idempotent=True)
+
+        segment = Segment(
+            self._target.fd, self._grid, self._algorithm, ask.first, ask.end, on_piece
+        )
+        self._segments[ask.run] = (ask.mirror, segment)
+        self._start(self._fetch, ask, segment)
+
+    def _wake(self) -> None:
+        self._wakeup.set()
+
+    async def _fetch(self, ask: Ask, segment: Segment) -> None:
+        """One run, from its request to its end."""
+        try:
+            failure = await self._transport.fetch(segment, self._routes[ask.mirror])
+        except errors.HostError as error:
+            self._fail(error)
+            return
+        self._take_arrivals()
+        now = trio.current_time()
+        del self._segments[ask.run]
+        self._received[ask.mirror] += segment.received
+        self._scheduler.progressed(ask.run, segment.position, now)
+        standing = self._scheduler.mirrors[ask.mirror]
+        message = self._scheduler.runs[ask.run].cancelled_for
+        self._scheduler.run_ended(ask.run, now, failure)
+        message = failure.message if failure is not None else message
+        if message is not None:
+            url = self._mirrors[ask.mirror].url
+            failed = errors.MirrorError(url, message)
+            self._observe(MirrorFailed(url, failed, is_final=standing.out is not None))
+        self._act()
+
+    async def _recheck(self, piece: int) -> None:
+        """Several mirrors wrote into the piece: only what is in the file counts."""
+        mirror, digest = self._checking.pop(piece)
+        try:
+            made = await hash_range(self._target.fd, self._grid.bytes_of(piece), self._algorithm)
+        except errors.HostError as error:
+            self._fail(error)
+            return
+        if self._scheduler.rechecked(piece, matches=made == digest, mirror=mirror):
+            self._keep(piece, mirror, digest)
+        self._act()
+
+    # -- journal --------------------------------------------------------------------
+
+    async def _keep_committing(self) -> None:
+        while True:
+            await trio.sleep(COMMIT_SECONDS)
+            try:
+                await self._commit()
+            except errors.HostError as error:
+                self._fail(error)
+
+    async def _commit(self) -> None:
+        """Make durable what has arrived; what was not committed stays for the next time."""
+        records = list(self._uncommitted)
+        if records:
+            await self._target.commit(records)
+            # Meanwhile others may have been added, and some taken out again.
+            done = set(map(id, records))
+            self._uncommitted = [r for r in self._uncommitted if id(r) not in done]
+
+    async def _commit_the_last(self) -> None:
+        try:
+            await self._commit()
+        except errors.HostError as error:
+            if self._error is None:
+                _log.warning("what had arrived could not be journaled: %s", error)
+
+    # -- the whole file -------------------------------------------------------------
+
+    async def _gather(self) -> None:
+        """Until all pieces are here; the whole-file hash follows the front meanwhile."""
+        while not (self._front == self._grid.count and self._follower_is_done()):
+            if self._follower_is_done():
+                await self._grown.wait()
+                self._grown = trio.Event()
+            else:
+                await self._follower.advance(self._front_bytes())
+        if not self._scheduler.is_complete:
+            self._complete = trio.Event()
+            self._wakeup.set()
+            await self._complete.wait()
+
+    def _front_bytes(self) -> int:
+        return min(self._front * self._grid.piece_length, self._grid.size)
+
+    def _follower_is_done(self) -> bool:
+        return not self._digests or self._follower.position == self._front_bytes()
+
+    async def _compare(self) -> bool:
+        """Whether the file is what the manifest says. Raises ChecksumError at the last time."""
+        self._comparisons += 1
+        wrong = self._follower.mismatches()
+        self._observe(WholeFileCompared(not wrong))
+        if not wrong:
+            accused = self._inquest.accused if self._is_repairing else None
+            if accused is not None:
+                self._blame(accused, "with another mirror's bytes the file is right")
+                self._act()
+            return True
+        if self._comparisons >= MAX_COMPARISONS:
+            raise self._checksum_error(wrong, f"after {MAX_COMPARISONS} comparisons")
+        return False
+
+    def _checksum_error(self, wrong: Iterable[Digest], why: str) -> errors.ChecksumError:
+        names = " and ".join(digest.algorithm.value for digest in wrong)
+        return errors.ChecksumError(
+            f"{self._manifest.name}: the whole file does not match its {names} {why}; "
+            "check the source of the checksum"
+        )
+
+    async def _repair(self) -> None:
+        """Fetch again what may be wrong. Raises ChecksumError when nothing may be."""
+        wrong = self._follower.mismatches()
+        damaged = await find_damaged(
+            self._target.fd,
+            self._grid,
+            range(self._grid.count),
+            self._algorithm,
+            self._expected,
+        )
+        if damaged:
+            await self._fetch_again(dict.fromkeys(damaged, frozenset()))
+        elif self._pieces is not None:
+            raise self._checksum_error(wrong, "although every piece matches its own hash")
+        else:
+            await self._find_liar(wrong)
+        self._follower = FrontHasher(self._target.fd, self._digests)
+        await self._gather()
+
+    def _expected(self, piece: int) -> bytes:
+        return self._pieces[piece] if self._pieces is not None else self._inquest.digests[piece]
+
+    async def _find_liar(self, wrong: list[Digest]) -> None:
+        if self._is_repairing:
+            self._inquest.compared()
+        self._is_repairing = True
+        while plan := self._inquest.plan(self._usable()):
+            await self._fetch_again(plan)
+            for liar in self._inquest.liars:
+                self._blame(liar, "other mirrors agree on other bytes")
+            self._act()
+        if not self._inquest.has_news:
+            raise self._checksum_error(wrong, "and fetching it again gives the same bytes")
+
+    async def _fetch_again(self, plan: Plan) -> None:
+        await self._target.forget(sorted(plan))
+        self._refetch(plan)
+        self._complete = trio.Event()
+        self._wakeup.set()
+        await self._complete.wait()
+
+    def _refetch(self, plan: Plan) -> None:
+        if not plan:
+            return
+        self._uncommitted = [r for r in self._uncommitted if r.piece not in plan]
+        for piece, not_from in plan.items():
+            self._scheduler.fetch_again(piece, not_from)
+        self._front = min(self._front, *plan)
+        self._wakeup.set()
+
+    def _usable(self) -> list[int]:
+        return [m.index for m in self._scheduler.mirrors if m.out is None]
+
+    def _blame(self, mirror: int, reason: str) -> None:
+        self._scheduler.blame(mirror, reason)
+
+    # -- failing --------------------------------------------------------------------
+
+    def _verdict(self, verdict: Verdict) -> errors.SourceError:
+        name = self._manifest.name
+        if verdict is Verdict.SUSPECT:
+            return errors.ChecksumError(
+                f"{name}: several mirrors send the same bytes for piece "
+                f"{self._scheduler.suspect_piece}, and they do not match the document; "
+                "the document is wrong or out of date"
+            )
+        what = "no mirror delivers" if verdict is Verdict.SILENT else "every mirror failed"
+        failures = tuple(
+            errors.MirrorError(self._mirrors[m.index].url, m.last_error or "sends nothing")
+            for m in self._scheduler.mirrors
+            if m.is_tried
+        )
+        return errors.MirrorsExhaustedError(f"{name}: {what}", failures)
+
+
+def _in_order(mirrors: Iterable[Mirror], location: str | None) -> list[Mirror]:
+    """As the manifest has them, those at *location* first among equal priorities."""
+    return sorted(mirrors, key=lambda m: (m.priority, location is None or m.location != location))

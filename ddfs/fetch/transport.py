@@ -1,27 +1,74 @@
-"""Bytes from other hosts. Interface first; the body follows."""
+"""Bytes from other hosts: one client for documents, raw connections for the bulk.
+
+Documents, sizes and small ranges go through httpx. The bulk goes over HTTP/1.1
+connections of our own, each served by a worker thread while it is busy: measured on
+loopback with SHA-256, httpx brings 212 MiB/s, a thread with ``recv_into`` 596. Behind a
+proxy the bulk goes through httpx as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import os
+import socket
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
+import trio
+
+from ddfs import errors
+from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
+from ddfs.fetch.connection import Connection
+from ddfs.fetch.documents import Documents, FetchedDocument, uses_proxy
+from ddfs.fetch.mirrors import Failure, FailureKind
+from ddfs.fetch.segment import (
+    BUFFER_BYTES,
+    Broken,
+    Done,
+    Outcome,
+    Redirected,
+    Segment,
+)
 from ddfs.model import ByteRange
 
+__all__ = ["FetchedDocument", "Route", "Transport"]
 
-@dataclass(frozen=True)
-class FetchedDocument:
-    """A document that was read whole. ``url`` is where it came from after redirects."""
+# DNS, TCP and happy eyeballs together.
+CONNECT_SECONDS: Final = 10.0
 
-    data: bytes
+# Threads that receive, over all fetches of this process. A thread is used while a request
+# is under way; more wait for their turn.
+MAX_BULK_THREADS: Final = 256
+
+# Idle connections kept, in all, and for how long: servers close them after 15 to 75 s.
+MAX_IDLE: Final = 64
+MAX_IDLE_SECONDS: Final = 15.0
+
+# Threads are counted by Transport before they are asked for.
+_UNLIMITED: Final = trio.CapacityLimiter(math.inf)
+
+# A connection that breaks again and again after some bytes is a failure at last.
+MAX_BREAKS: Final = 64
+
+
+@dataclass(slots=True)
+class Route:
+    """The way to one mirror: its address, and where that redirected to last time."""
+
     url: str
-    content_type: str | None
-    headers: Mapping[str, str]
+    resolved: Address | None = None
+    hops: list[str] = field(default_factory=list)
 
 
 class Transport:
     """The one owner of connections; an async context manager, one per process."""
+
+    def __init__(self) -> None:
+        self._documents = Documents()
+        self._idle: list[tuple[float, Connection]] = []
+        self._buffers: list[bytearray] = []
+        self._threads = trio.CapacityLimiter(MAX_BULK_THREADS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -32,16 +79,172 @@ class Transport:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        raise NotImplementedError
+        for _, connection in self._idle:
+            connection.close()
+        self._idle.clear()
+        with trio.move_on_after(2.0, shield=True):
+            await self._documents.aclose()
+
+    # -- small things ---------------------------------------------------------------
 
     async def read_document(self, url: str, *, max_bytes: int) -> FetchedDocument:
-        """The document at *url*. Raises MirrorError; DocumentError when it is larger."""
-        raise NotImplementedError
+        """The document at *url*, decoded, redirects followed (10 at most, never to http).
+
+        Raises :class:`errors.MirrorError`, and :class:`errors.DocumentError` when it has
+        more than *max_bytes*.
+        """
+        return await self._documents.read_document(url, max_bytes=max_bytes)
 
     async def size_of(self, url: str) -> int:
-        """How many bytes *url* has. Raises MirrorError."""
-        raise NotImplementedError
+        """How many bytes *url* has: by HEAD, else by asking for its first byte.
+
+        Raises :class:`errors.MirrorError`.
+        """
+        return await self._documents.size_of(url)
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
-        """Exactly the bytes *wanted* of *url*. Raises MirrorError."""
-        raise NotImplementedError
+        """Exactly the bytes *wanted* (8 MiB at most) of *url*, whose size has to be *size*.
+
+        Raises :class:`errors.MirrorError`.
+        """
+        return await self._documents.read_range(url, wanted, size=size)
+
+    # -- the bulk -------------------------------------------------------------------
+
+    async def fetch(self, segment: Segment, route: Route) -> Failure | None:
+        """Fill *segment* from *route*; None when it is done or was aborted.
+
+        Raises :class:`errors.StorageError` and :class:`errors.StorageFullError`. Whatever
+        the end, also by cancellation: nothing writes into the file any more.
+        """
+        breaks = 0
+        while not segment.is_done:
+            before = segment.position
+            try:
+                address = route.resolved or Address.parse(route.url)
+                outcome = await self._attempt(segment, address)
+                if isinstance(outcome, Redirected):
+                    self._follow(route, address, outcome.location)
+                    continue
+            except AddressError as error:
+                return Failure(FailureKind.FINAL, str(error))
+            if isinstance(outcome, Done):
+                route.hops.clear()
+                break
+            if isinstance(outcome, Broken):
+                breaks += 1
+                if breaks < MAX_BREAKS:
+                    continue
+                outcome = Failure(FailureKind.TRANSIENT, outcome.message)
+            if route.resolved is not None and segment.position == before and not route.hops:
+                # Where it redirected to before may have expired: ask the mirror itself.
+                route.resolved = None
+                continue
+            route.resolved = None
+            route.hops.clear()
+            return outcome
+        return None
+
+    @staticmethod
+    def _follow(route: Route, base: Address, location: str) -> None:
+        target = redirected(base, location)
+        route.hops.append(base.url)
+        if target.url in route.hops or len(route.hops) > MAX_REDIRECTS:
+            route.hops.clear()
+            route.resolved = None
+            raise AddressError("it redirects in a circle, or too often")
+        route.resolved = target
+
+    async def _attempt(self, segment: Segment, address: Address) -> Outcome:
+        if uses_proxy(address):
+            from ddfs.fetch.proxied import attempt
+
+            return await attempt(self._documents, segment, address, self._threads)
+        connection = self._take_idle(address)
+        if connection is None:
+            try:
+                with trio.CancelScope() as scope, segment.aborting(scope.cancel):
+                    connection = await self._connect(address)
+            except trio.TooSlowError:
+                return Failure(
+                    FailureKind.TRANSIENT, f"no connection within {CONNECT_SECONDS:.0f} s"
+                )
+            except OSError as error:
+                return Failure(FailureKind.TRANSIENT, _describe_connect(error))
+        if connection is None:
+            return Done()  # aborted while connecting
+        buffer = self._buffers.pop() if self._buffers else bytearray(BUFFER_BYTES)
+        try:
+            outcome = await self._in_thread(segment, connection, address, buffer)
+        except BaseException:
+            connection.close()
+            raise
+        self._buffers.append(buffer)
+        if connection.is_reusable and not segment.is_aborted:
+            self._idle.append((trio.current_time(), connection))
+            while len(self._idle) > MAX_IDLE:
+                self._idle.pop(0)[1].close()
+        else:
+            connection.close()
+        return outcome
+
+    async def _in_thread(
+        self, segment: Segment, connection: Connection, address: Address, buffer: bytearray
+    ) -> Outcome:
+        """Run the attempt in a thread that a cancellation ends at once."""
+        result: list[Outcome] = []
+        failure: list[Exception] = []
+
+        async def abort_when_cancelled() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                if not (result or failure):
+                    segment.abort()
+
+        async with self._threads, trio.open_nursery() as nursery:
+            nursery.start_soon(abort_when_cancelled)
+            # The thread writes into the file: it has to end before we do.
+            with trio.CancelScope(shield=True):
+                try:
+                    outcome = await trio.to_thread.run_sync(
+                        segment.attempt, connection, address, buffer, limiter=_UNLIMITED
+                    )
+                    result.append(outcome)
+                except errors.HostError as error:
+                    failure.append(error)
+            nursery.cancel_scope.cancel()
+        if failure:
+            raise failure[0]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return result[0]
+
+    def _take_idle(self, address: Address) -> Connection | None:
+        now = trio.current_time()
+        fresh: list[tuple[float, Connection]] = []
+        found: Connection | None = None
+        for since, connection in self._idle:
+            if now - since > MAX_IDLE_SECONDS or not connection.is_alive():
+                connection.close()
+            elif found is None and connection.address.origin == address.origin:
+                found = connection
+            else:
+                fresh.append((since, connection))
+        self._idle = fresh
+        return found
+
+    async def _connect(self, address: Address) -> Connection:
+        """A fresh connection, on whichever of the host's addresses answers first."""
+        with trio.fail_after(CONNECT_SECONDS):
+            stream = await trio.open_tcp_stream(address.host, address.port)
+        sock = socket.socket(fileno=stream.socket.detach())
+        sock.setblocking(False)
+        if address.scheme == "https":
+            sock = self._documents.tls.wrap_socket(
+                sock, server_hostname=address.host, do_handshake_on_connect=False
+            )
+        return Connection(address, sock)
+
+
+def _describe_connect(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else str(error)

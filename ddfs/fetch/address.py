@@ -1,0 +1,85 @@
+"""Addresses of mirrors, and which redirects are followed. Pure."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+# Mirror networks redirect two or three times; more is a loop or a trap.
+MAX_REDIRECTS: Final = 10
+
+# Longer ones are attacks on our memory; signed CDN addresses stay below 4 KiB.
+MAX_URL_LENGTH: Final = 8192
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+class AddressError(ValueError):
+    """The address cannot be used; the text says why, for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An http or https address, taken apart. ``target`` is what the request line carries."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    target: str
+    authorization: str | None = None
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """What a connection is for."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def host_header(self) -> str:
+        """The value of the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Raises :class:`AddressError`."""
+        if len(url) > MAX_URL_LENGTH or re.search(r"[\x00-\x20\x7f]", url):
+            raise AddressError("the address is too long or has control characters")
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise AddressError(f"the address is malformed: {error}") from None
+        if parts.scheme not in _DEFAULT_PORTS:
+            raise AddressError(f"only http and https are fetched, not {parts.scheme or 'nothing'}:")
+        if not host:
+            raise AddressError("the address has no host")
+        try:
+            host = host if host.isascii() else host.encode("idna").decode("ascii")
+        except UnicodeError:
+            raise AddressError("the host name is malformed") from None
+        # What is escaped stays as it is; what a request line cannot carry is escaped.
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]")
+        authorization = None
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            authorization = "Basic " + b64encode(pair.encode()).decode("ascii")
+        real_port = port if port is not None else _DEFAULT_PORTS[parts.scheme]
+        return cls(url, parts.scheme, host, real_port, target, authorization)
+
+
+def redirected(base: Address, location: str) -> Address:
+    """Where a redirect from *base* leads. Raises :class:`AddressError`.
+
+    From https to http never: what a trusted server says would travel unprotected. Other
+    schemes are refused, so a server cannot make us read local files.
+    """
+    target = Address.parse(urljoin(base.url, location.strip()))
+    if base.scheme == "https" and target.scheme == "http":
+        raise AddressError(f"it redirects from https to {target.url}, which is refused")
+    return target

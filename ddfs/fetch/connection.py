@@ -1,0 +1,296 @@
+"""One HTTP/1.1 connection for bulk data, used by one thread at a time.
+
+h11 reads the heads and the chunked bodies; bodies of known length bypass it and go from
+the socket straight into the caller's buffer, which is what makes this path fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import h11
+
+from ddfs import __version__
+from ddfs.fetch.address import Address
+
+# Enough for any head seen in the wild; more is an attack on our memory.
+MAX_HEAD_BYTES: Final = 64 * 1024
+_HEAD_READ: Final = 16 * 1024
+
+# How often a waiting thread looks whether it was aborted, should the wake-up get lost.
+_POLL_SECONDS: Final = 1.0
+
+
+class ConnectionAbortedByUsError(Exception):
+    """The event loop called :meth:`Connection.abort`."""
+
+
+class ProtocolError(Exception):
+    """The other side does not speak HTTP/1.1 as it should."""
+
+
+class ClosedEarlyError(Exception):
+    """The connection ended before the response did."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """Status line and headers; names in lower case, the first of equal names counts."""
+
+    status: int
+    headers: Mapping[str, str]
+    content_length: int | None
+    is_chunked: bool
+
+
+class Connection:
+    """A socket to one origin. Everything but :meth:`abort` belongs to the using thread."""
+
+    def __init__(self, address: Address, sock: socket.socket) -> None:
+        self.address = address
+        self.is_reusable = False
+        self.was_used = False
+        self._sock = sock
+        self._aborted = False
+        self._parser: h11.Connection | None = None
+        self._leftover = memoryview(b"")
+        self._remaining: int | None = 0
+        self._ended = True
+        self._needs_handshake = isinstance(sock, ssl.SSLSocket)
+
+    def abort(self) -> None:
+        """From any thread: end whatever waits on this connection, at once."""
+        self._aborted = True
+        # OSError: the other side was faster.
+        with contextlib.suppress(OSError):
+            # Not SSLSocket.shutdown(): that one would let a reader see ciphertext.
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the descriptor back; only once no thread uses the connection."""
+        socket.socket.close(self._sock)
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection can take another request: open and nothing to read."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return not self._aborted and not poll.poll(0)
+
+    # -- request and head -----------------------------------------------------------
+
+    def request(self, address: Address, first: int, last: int, deadline: float) -> ResponseHead:
+        """Ask for bytes *first* to *last* (inclusive) and read the head of the answer.
+
+        *deadline* is on the monotonic clock, for the TLS handshake alone: how long a
+        silent server is waited for, the scheduler decides. Raises ProtocolError,
+        ClosedEarlyError, OSError, ssl.SSLError, ConnectionAbortedByUsError.
+        """
+        if self._needs_handshake:
+            self._handshake(deadline)
+        self.is_reusable = False
+        parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        headers = [
+            ("Host", address.host_header),
+            ("User-Agent", f"ddfs/{__version__}"),
+            ("Accept", "*/*"),
+            ("Accept-Encoding", "identity"),
+            ("Range", f"bytes={first}-{last}"),
+        ]
+        if address.authorization is not None:
+            headers.append(("Authorization", address.authorization))
+        try:
+            head = parser.send(h11.Request(method="GET", target=address.target, headers=headers))
+            tail = parser.send(h11.EndOfMessage())
+            self._send((head or b"") + (tail or b""))
+            return self._read_head(parser)
+        except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+            raise ProtocolError(f"speaks no proper HTTP: {error}") from None
+
+    def _handshake(self, deadline: float) -> None:
+        sock = self._sock
+        if not isinstance(sock, ssl.SSLSocket):
+            raise TypeError("a handshake without TLS")
+        while True:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the TLS handshake takes too long")
+            try:
+                sock.do_handshake()
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN)
+            except ssl.SSLWantWriteError:
+                self._wait(select.POLLOUT)
+            else:
+                self._needs_handshake = False
+                return
+
+    def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                self._wait(select.POLLOUT)
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN)
+
+    def _read_head(self, parser: h11.Connection) -> ResponseHead:
+        buffer = bytearray(_HEAD_READ)
+        while True:
+            event = parser.next_event()
+            if isinstance(event, h11.Response):
+                return self._begin_body(parser, event)
+            if isinstance(event, h11.InformationalResponse):
+                continue
+            if event is not h11.NEED_DATA:
+                raise ProtocolError(f"answered with {type(event).__name__}")
+            count = self._try_receive(memoryview(buffer))
+            if count is None:
+                self.wait_readable()
+            elif count == 0:
+                raise ClosedEarlyError("closed the connection before it answered")
+            else:
+                self.was_used = True
+                parser.receive_data(bytes(buffer[:count]))
+
+    def _begin_body(self, parser: h11.Connection, response: h11.Response) -> ResponseHead:
+        headers: dict[str, str] = {}
+        for name, value in response.headers:
+            headers.setdefault(name.decode("ascii"), value.decode("latin-1"))
+        is_chunked = "transfer-encoding" in headers
+        length: int | None = None
+        if not is_chunked and "content-length" in headers:
+            length = int(headers["content-length"])  # h11 has checked that it is a number
+        keeps = "close" not in headers.get("connection", "").lower()
+        self._keeps = keeps and response.http_version == b"1.1"
+        self._ended = False
+        if is_chunked:
+            self._parser, self._leftover = parser, memoryview(b"")
+        else:
+            self._parser = None
+            self._leftover = memoryview(bytes(parser.trailing_data[0]))
+        self._remaining = length
+        if length == 0:
+            self._finish()
+        return ResponseHead(response.status_code, headers, length, is_chunked)
+
+    # -- body -----------------------------------------------------------------------
+
+    def receive_into(self, view: memoryview) -> int | None:
+        """Body bytes into *view*: how many, 0 at the end of the body, None to wait first.
+
+        Never blocks. Raises ClosedEarlyError, ProtocolError, OSError.
+        """
+        if self._ended:
+            return 0
+        if self._leftover:
+            count = min(len(self._leftover), len(view))
+            if self._remaining is not None and self._parser is None:
+                count = min(count, self._remaining)
+            view[:count] = self._leftover[:count]
+            self._leftover = self._leftover[count:]
+        elif self._parser is not None:
+            return self._receive_chunked(view)
+        else:
+            if self._remaining is not None:
+                view = view[: self._remaining]
+            received = self._try_receive(view)
+            if received is None:
+                return None
+            if received == 0:
+                if self._remaining is not None:
+                    raise ClosedEarlyError(f"ended {self._remaining} bytes early")
+                self._ended = True
+                return 0
+            count = received
+        if self._remaining is not None and self._parser is None:
+            self._remaining -= count
+            if self._remaining == 0:
+                self._finish()
+        return count
+
+    def _receive_chunked(self, view: memoryview) -> int | None:
+        parser = self._parser
+        if parser is None:
+            raise RuntimeError("no chunked body to read")
+        try:
+            event = parser.next_event()
+            while event is h11.NEED_DATA:
+                count = self._try_receive(view)
+                if count is None:
+                    return None
+                parser.receive_data(bytes(view[:count]))
+                event = parser.next_event()
+        except h11.RemoteProtocolError as error:
+            raise ClosedEarlyError(f"ended early: {error}") from None
+        if isinstance(event, h11.Data):
+            data = memoryview(bytes(event.data))
+            count = min(len(data), len(view))
+            view[:count] = data[:count]
+            self._leftover = data[count:]
+            return count
+        self._finish()
+        return 0
+
+    def _finish(self) -> None:
+        self._ended = True
+        self._parser = None
+        # More than the response said: what follows would be taken for the next response.
+        self.is_reusable = self._keeps and not self._leftover
+
+    def drain(self, limit: int) -> None:
+        """Read away the rest of a body if it is at most *limit* bytes and known."""
+        if self._ended or self._parser is not None or self._remaining is None:
+            return
+        if self._remaining > limit:
+            return
+        sink = memoryview(bytearray(max(1, self._remaining)))
+        while not self._ended:
+            if self.receive_into(sink) is None:
+                self.wait_readable()
+
+    # -- socket ---------------------------------------------------------------------
+
+    def _try_receive(self, view: memoryview) -> int | None:
+        try:
+            return self._sock.recv_into(view)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        except ssl.SSLWantWriteError:
+            self._wait(select.POLLOUT)
+            return None
+        except ssl.SSLEOFError:
+            return 0
+        except ConnectionResetError:
+            if self._aborted:
+                raise ConnectionAbortedByUsError from None
+            raise
+
+    def wait_readable(self) -> None:
+        """Wait until something can be read, without a limit; :meth:`abort` ends it."""
+        self._wait(select.POLLIN)
+
+    def _wait(self, events: int) -> None:
+        poll = select.poll()
+        poll.register(self._sock, events)
+        poll.poll(_POLL_SECONDS * 1000)
+        if self._aborted:
+            raise ConnectionAbortedByUsError
+
+
+_CONTENT_RANGE: Final = re.compile(r"bytes +(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)
+
+
+def parse_content_range(value: str) -> tuple[int, int, int | None] | None:
+    """First and last byte and the total (None for ``*``), or None when it is malformed."""
+    match = _CONTENT_RANGE.fullmatch(value.strip())
+    if match is None or int(match[2]) < int(match[1]):
+        return None
+    return int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3])

@@ -1,0 +1,242 @@
+"""Documents, sizes and small ranges over httpx: metalinks, HEAD, proxies, redirects.
+
+httpx is loaded at the first request, because it costs a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ddfs import __version__, errors
+from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
+from ddfs.fetch.connection import parse_content_range
+from ddfs.model import ByteRange, KiB, MiB
+
+if TYPE_CHECKING:
+    import httpx
+
+# What read_range() is for: heads, and the pieces under them.
+MAX_SMALL_RANGE: Final = 8 * MiB
+
+# Silence between two parts of a document, and the time for all of one: a document that
+# drips must not hold a registration for ever.
+_SILENCE_SECONDS: Final = 20.0
+_TOTAL_SECONDS: Final = 120.0
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_READ_BYTES: Final = 64 * KiB
+
+
+@dataclass(frozen=True)
+class FetchedDocument:
+    """A document that was read whole.
+
+    ``url`` is where it came from after redirects; header names are in lower case.
+    """
+
+    data: bytes
+    url: str
+    content_type: str | None
+    headers: Mapping[str, str]
+
+
+class Documents:
+    """Small requests. Each is independent; any number may run at once."""
+
+    def __init__(self) -> None:
+        self._client: httpx.AsyncClient | None = None
+        self._context: ssl.SSLContext | None = None
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """The host's trust store; ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace it."""
+        if self._context is None:
+            self._context = ssl.create_default_context()
+        return self._context
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The one client. It obeys ``http_proxy`` and its kin, and follows no redirects."""
+        if self._client is None:
+            import httpx  # a tenth of a second, spent when the first document is read
+
+            self._client = httpx.AsyncClient(
+                verify=self.tls,
+                timeout=httpx.Timeout(_SILENCE_SECONDS, connect=10.0),
+                headers={"User-Agent": f"ddfs/{__version__}", "Accept": "*/*"},
+                follow_redirects=False,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
+            )
+        return self._client
+
+    async def read_document(self, url: str, *, max_bytes: int) -> FetchedDocument:
+        """See :meth:`transport.Transport.read_document`."""
+        async with self._translated(url):
+            async with self.respond("GET", url, {}) as response:
+                _expect(response, url, 200)
+                data = bytearray()
+                async for part in response.aiter_bytes(_READ_BYTES):
+                    data += part
+                    if len(data) > max_bytes:
+                        raise errors.DocumentError(
+                            f"{url}: larger than the {max_bytes} bytes that a document may have"
+                        )
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return FetchedDocument(
+                    bytes(data), str(response.url), headers.get("content-type"), headers
+                )
+
+    async def size_of(self, url: str) -> int:
+        """See :meth:`transport.Transport.size_of`."""
+        plain = {"Accept-Encoding": "identity"}
+        async with self._translated(url):
+            async with self.respond("HEAD", url, plain) as response:
+                length = response.headers.get("content-length", "")
+                encoded = response.headers.get("content-encoding", "identity") != "identity"
+                if response.status_code == 200 and length.isdecimal() and not encoded:
+                    return int(length[:19])
+            # Some servers refuse HEAD, or have no length for it; a part names the total.
+            async with self.respond("GET", url, plain | {"Range": "bytes=0-0"}) as response:
+                if response.status_code == 206:
+                    parsed = parse_content_range(response.headers.get("content-range", ""))
+                    if parsed is not None and parsed[2] is not None:
+                        return parsed[2]
+                elif response.status_code == 416:
+                    # An empty file has no byte 0 (RFC 9110 section 14.4: "bytes */0").
+                    if response.headers.get("content-range", "").strip() == "bytes */0":
+                        return 0
+                else:
+                    _expect(response, url, 200)
+                    length = response.headers.get("content-length", "")
+                    encoded = response.headers.get("content-encoding", "identity") != "identity"
+                    if length.isdecimal() and not encoded:
+                        return int(length[:19])
+                raise errors.MirrorError(url, "does not say how large the file is")
+
+    async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
+        """See :meth:`transport.Transport.read_range`."""
+        if len(wanted) > MAX_SMALL_RANGE:
+            raise ValueError(f"{len(wanted)} bytes are no small range")
+        headers = {
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={wanted.start}-{wanted.end - 1}",
+        }
+        async with self._translated(url):
+            async with self.respond("GET", url, headers) as response:
+                skip = _check_range(response, url, wanted, size)
+                data = bytearray()
+                async for part in response.aiter_raw(_READ_BYTES):
+                    data += part
+                    if len(data) >= skip + len(wanted):
+                        break
+                if response.status_code == 206 and len(data) > len(wanted):
+                    raise errors.MirrorError(url, "sends more than it was asked for")
+                if len(data) < skip + len(wanted):
+                    raise errors.MirrorError(url, "sent less than it was asked for")
+                return bytes(data[skip : skip + len(wanted)])
+
+    @asynccontextmanager
+    async def respond(
+        self, method: str, url: str, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx.Response]:
+        """The response to a request, with redirects followed; its body is not read yet."""
+        address = _parse(url, url)
+        seen: set[str] = set()
+        while True:
+            if address.url in seen or len(seen) > MAX_REDIRECTS:
+                raise errors.MirrorError(url, "redirects in a circle, or too often")
+            seen.add(address.url)
+            async with self.client.stream(method, address.url, headers=headers) as response:
+                location = response.headers.get("location")
+                if response.status_code not in _REDIRECTS or not location:
+                    yield response
+                    return
+            try:
+                address = redirected(address, location)
+            except AddressError as error:
+                raise errors.MirrorError(url, str(error)) from None
+
+    @asynccontextmanager
+    async def _translated(self, url: str) -> AsyncIterator[None]:
+        """Turn what httpx raises, and a request that takes for ever, into MirrorError."""
+        client = self.client
+        del client  # loaded; now its exceptions have names
+        import httpx
+
+        try:
+            with trio.fail_after(_TOTAL_SECONDS):
+                yield
+        except httpx.InvalidURL as error:
+            raise errors.MirrorError(url, f"the address is malformed: {error}") from None
+        except httpx.TimeoutException:
+            raise errors.MirrorError(url, "did not answer in time") from None
+        except trio.TooSlowError:
+            raise errors.MirrorError(url, f"took more than {_TOTAL_SECONDS:.0f} s") from None
+        except httpx.HTTPError as error:
+            raise errors.MirrorError(url, str(error) or type(error).__name__) from error
+
+
+def uses_proxy(address: Address) -> bool:
+    """Whether the environment sends requests to *address* through a proxy."""
+    names = ("http_proxy", "https_proxy", "all_proxy")
+    if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in names):
+        return False
+    # Slow to import and only for those who have a proxy.
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    proxies = getproxies_environment()
+    if not (proxies.get(address.scheme) or proxies.get("all")):
+        return False
+    return not proxy_bypass(f"{address.host}:{address.port}")
+
+
+def _parse(text: str, url: str) -> Address:
+    try:
+        return Address.parse(text)
+    except AddressError as error:
+        raise errors.MirrorError(url, str(error)) from None
+
+
+def _expect(response: httpx.Response, url: str, status: int) -> None:
+    if response.status_code != status:
+        raise errors.MirrorError(url, f"refuses (HTTP {response.status_code})")
+
+
+def _check_range(response: httpx.Response, url: str, wanted: ByteRange, size: int | None) -> int:
+    """How many bytes of the body to pass over. Raises MirrorError."""
+    encoding = response.headers.get("content-encoding", "identity")
+    if response.status_code not in (200, 206):
+        _expect(response, url, 206)
+    if encoding not in ("", "identity"):
+        raise errors.MirrorError(url, f"sends {encoding!r} where the plain file was asked for")
+    if response.status_code == 200:
+        length = response.headers.get("content-length", "")
+        if size is not None and length.isdecimal() and int(length[:19]) != size:
+            raise errors.MirrorError(url, f"has {length} bytes, not {size}")
+        if wanted.end > MAX_SMALL_RANGE:
+            raise errors.MirrorError(url, "ignores ranges")
+        return wanted.start
+    parsed = parse_content_range(response.headers.get("content-range", ""))
+    if parsed is None:
+        raise errors.MirrorError(url, "sends a part without saying which")
+    start, end, total = parsed
+    if size is not None and total is not None and total != size:
+        raise errors.MirrorError(url, f"has {total} bytes, not {size}")
+    if (start, end) != (wanted.start, wanted.end - 1):
+        raise errors.MirrorError(
+            url, f"sends bytes {start} to {end}, not {wanted.start} to {wanted.end - 1}"
+        )
+    return 0

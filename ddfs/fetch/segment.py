@@ -1,0 +1,347 @@
+"""The bytes of one run on their way from a connection into the file, hashed while hot.
+
+A segment belongs to a worker thread while that runs; the event loop looks at ``position``,
+moves ``limit`` and aborts. The lock makes the thread's claim and the loop's cut exclude
+each other: a byte that was cut off is never written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ddfs import errors
+from ddfs.fetch.address import Address
+from ddfs.fetch.connection import (
+    ClosedEarlyError,
+    Connection,
+    ConnectionAbortedByUsError,
+    ProtocolError,
+    ResponseHead,
+    parse_content_range,
+)
+from ddfs.fetch.mirrors import Failure, FailureKind
+from ddfs.model import Grid, HashAlgorithm, KiB, MiB
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+# recv_into() with a megabyte measured best; beyond it the hash reads from memory, not cache.
+BUFFER_BYTES: Final = 1 * MiB
+# Collect at least this much before hashing and writing: TLS gives 16 KiB at a time.
+_BATCH_BYTES: Final = 256 * KiB
+# Less is read away sooner than a new connection is made.
+_DRAIN_BYTES: Final = 256 * KiB
+# A connection that broke is continued on a new one if it brought this much.
+MIN_ATTEMPT_BYTES: Final = 256 * KiB
+_HANDSHAKE_SECONDS: Final = 10.0
+
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+# 408: the server gave up waiting for us; 425: too early.
+_TRANSIENT: Final = frozenset({408, 425, 500, 502, 504})
+_BUSY: Final = frozenset({429, 503})
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The segment has all its bytes, or was aborted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redirected:
+    """The mirror points elsewhere."""
+
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The connection ended early after it brought something: go on with a new one."""
+
+    message: str
+
+
+Outcome = Done | Redirected | Broken | Failure
+
+
+class Segment:
+    """Pieces *first* to *end* - 1, in order.
+
+    *on_piece* is called in the worker thread with the piece's number and digest, after its
+    bytes were handed to the kernel.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        grid: Grid,
+        algorithm: HashAlgorithm,
+        first: int,
+        end: int,
+        on_piece: Callable[[int, bytes], None],
+    ) -> None:
+        self.position = grid.bytes_of(first).start
+        self.is_aborted = False
+        self.ignores_ranges = False
+        self.received = 0
+        self._fd = fd
+        self._grid = grid
+        self._algorithm = algorithm
+        self._on_piece = on_piece
+        self._limit = grid.bytes_of(end - 1).end
+        self._claimed = self.position
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._wake: Callable[[], object] | None = None
+        self._piece = first
+        self._piece_end = grid.bytes_of(first).end
+        self._hash: _Hash = algorithm.hasher()
+
+    # -- from the event loop --------------------------------------------------------
+
+    def lower_limit(self, end: int) -> int:
+        """End before piece *end*, or as soon after it as the writer can; returns where."""
+        with self._lock:
+            end = max(end, -(-self._claimed // self._grid.piece_length))
+            start = end * self._grid.piece_length
+            self._limit = min(self._limit, start)
+            return end
+
+    def raise_limit(self, end: int) -> None:
+        """Go on to the end of piece *end* - 1."""
+        with self._lock:
+            self._limit = max(self._limit, self._grid.bytes_of(end - 1).end)
+
+    def abort(self) -> None:
+        """Stop at once."""
+        with self._lock:
+            self.is_aborted = True
+            connection, wake = self._connection, self._wake
+        if connection is not None:
+            connection.abort()
+        if wake is not None:
+            wake()
+
+    @contextmanager
+    def aborting(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Let :meth:`abort` call *wake* as well, for who does not use a :class:`Connection`."""
+        self._wake = wake
+        if self.is_aborted:
+            wake()
+        try:
+            yield
+        finally:
+            self._wake = None
+
+    @property
+    def limit(self) -> int:
+        """The first byte that it does not bring."""
+        return self._limit
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.is_aborted or self.position >= self._limit
+
+    # -- in the worker thread -------------------------------------------------------
+
+    def attempt(self, connection: Connection, address: Address, buffer: bytearray) -> Outcome:
+        """Ask for what is missing and take in the answer.
+
+        Raises only :class:`errors.StorageError` and :class:`errors.StorageFullError`.
+        """
+        with self._lock:
+            if self.is_aborted:
+                return Done()
+            self._connection = connection
+        before = self.position
+        was_used = connection.was_used
+        try:
+            return self._exchange(connection, address, memoryview(buffer))
+        except ConnectionAbortedByUsError:
+            return Done()
+        except (ClosedEarlyError, OSError) as error:
+            if self.is_aborted:
+                return Done()
+            message = _describe(error)
+            stale = was_used and isinstance(error, ClosedEarlyError | ConnectionError)
+            if self.position - before >= MIN_ATTEMPT_BYTES or (stale and self.position == before):
+                return Broken(message)
+            final = type(error).__name__ == "SSLCertVerificationError"
+            return Failure(FailureKind.FINAL if final else FailureKind.TRANSIENT, message)
+        except ProtocolError as error:
+            return Failure(FailureKind.FINAL, str(error))
+        finally:
+            with self._lock:
+                self._connection = None
+                self._claimed = self.position
+
+    def _exchange(self, connection: Connection, address: Address, buffer: memoryview) -> Outcome:
+        first, last = self.position, self._limit - 1
+        deadline = time.monotonic() + _HANDSHAKE_SECONDS
+        head = connection.request(address, first, last, deadline)
+        refusal = self.check(head, first, last)
+        if refusal is not None:
+            connection.drain(_DRAIN_BYTES)
+            return refusal
+        skip = first if head.status == 200 else 0
+        while not self.is_done:
+            if skip:
+                count = self._fill(connection, buffer[: min(skip, len(buffer))])
+                skip -= count
+            else:
+                count = self._take(connection, buffer)
+            if count == 0:
+                raise ClosedEarlyError("sent less than it was asked for")
+        if not self.is_aborted:
+            connection.drain(_DRAIN_BYTES)
+        return Done()
+
+    def _take(self, connection: Connection, buffer: memoryview) -> int:
+        """Receive some bytes and write them. 0 only at the end of the response."""
+        while True:
+            room = self._claim(len(buffer))
+            if room == 0:
+                return 1
+            count = 0
+            ended = False
+            while count < min(room, _BATCH_BYTES):
+                received = connection.receive_into(buffer[count:room])
+                if not received:
+                    ended = received == 0
+                    break
+                count += received
+            if count:
+                self.feed(buffer[:count])
+                return count
+            if ended:
+                return 0
+            # Waiting claims nothing, so that a cut can take all of it.
+            self._claim(0)
+            connection.wait_readable()
+
+    def _fill(self, connection: Connection, buffer: memoryview) -> int:
+        while (count := connection.receive_into(buffer)) is None:
+            connection.wait_readable()
+        return count
+
+    def _claim(self, most: int) -> int:
+        with self._lock:
+            if self.is_aborted:
+                most = 0
+            self._claimed = max(self.position, min(self.position + most, self._limit))
+            return self._claimed - self.position
+
+    def claim(self, most: int) -> int:
+        """How many bytes may be fed now, at most *most*; for who brings them himself."""
+        return self._claim(most)
+
+    def feed(self, data: memoryview) -> None:
+        """Hash and write *data*, which was claimed. Raises StorageError, StorageFullError."""
+        position = self.position
+        self.received += len(data)
+        while data:
+            part = data[: self._piece_end - position]
+            self._hash.update(part)
+            self._write(part, position)
+            position += len(part)
+            data = data[len(part) :]
+            if position == self._piece_end:
+                self.position = position
+                self._on_piece(self._piece, self._hash.digest())
+                self._piece += 1
+                self._hash = self._algorithm.hasher()
+                self._piece_end = min(position + self._grid.piece_length, self._grid.size)
+        self.position = position
+
+    def _write(self, data: memoryview, position: int) -> None:
+        while data:
+            try:
+                count = os.pwrite(self._fd, data, position)
+            except OSError as error:
+                raise storage_error(error) from error
+            data = data[count:]
+            position += count
+
+    # -- the answer -----------------------------------------------------------------
+
+    def check(self, head: ResponseHead, first: int, last: int) -> Redirected | Failure | None:
+        """What is wrong with the answer to a request for *first* to *last*; None if nothing."""
+        status, headers = head.status, head.headers
+        if status in _REDIRECTS:
+            location = headers.get("location")
+            if location:
+                return Redirected(location)
+            return Failure(FailureKind.FINAL, f"redirects (HTTP {status}) without saying where")
+        if status in _BUSY:
+            wait = _retry_after(headers.get("retry-after"))
+            return Failure(FailureKind.BUSY, f"is too busy (HTTP {status})", wait)
+        if status in _TRANSIENT:
+            return Failure(FailureKind.TRANSIENT, f"failed (HTTP {status})")
+        if status not in (200, 206):
+            return Failure(FailureKind.FINAL, f"refuses (HTTP {status})")
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            return _final(f"sends {encoding!r} where the plain file was asked for")
+        return self._check_whole(head) if status == 200 else self._check_part(head, first, last)
+
+    def _check_whole(self, head: ResponseHead) -> Failure | None:
+        if head.content_length is not None and head.content_length != self._grid.size:
+            return _final(f"has {head.content_length} bytes, not {self._grid.size}")
+        self.ignores_ranges = True
+        return None
+
+    def _check_part(self, head: ResponseHead, first: int, last: int) -> Failure | None:
+        given = head.headers.get("content-range")
+        parsed = parse_content_range(given) if given is not None else None
+        if parsed is None:
+            return _final("sends a part without saying which (no usable Content-Range)")
+        start, end, total = parsed
+        if total is not None and total != self._grid.size:
+            return _final(f"has {total} bytes, not {self._grid.size}")
+        # Less than asked is allowed (RFC 9110 section 15.3.7), more or other bytes are not.
+        if start != first or end > last:
+            return _final(f"sends bytes {start} to {end} when asked for {first} to {last}")
+        if head.content_length is not None and head.content_length != end - start + 1:
+            return _final("sends a Content-Length that contradicts its Content-Range")
+        return None
+
+
+def storage_error(error: OSError) -> errors.HostError:
+    """The error of a failed write or read of the partial file."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return errors.StorageFullError(
+            "no room left on the primary storage; make room, then fetch again"
+        )
+    return errors.StorageError(f"the partial file cannot be used: {error.strerror or error}")
+
+
+def _final(message: str) -> Failure:
+    return Failure(FailureKind.FINAL, message)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower() if error.errno else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds to wait, from a number or an HTTP date (RFC 9110 section 10.2.3)."""
+    if value is None:
+        return None
+    value = value.strip()
+    if value.isdecimal():
+        return float(value[:9])
+    from email.utils import parsedate_to_datetime  # slow to import, and rare
+
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,110 @@
+"""Hashing what is in the partial file, in threads of its own kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ddfs import errors
+from ddfs.fetch.segment import storage_error
+from ddfs.model import ByteRange, Digest, Grid, HashAlgorithm, MiB
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+# hashlib lets go of the GIL, so that hashing runs beside receiving; more threads than this
+# would only take cores from each other.
+_THREADS: Final = trio.CapacityLimiter(max(2, os.cpu_count() or 2))
+
+_READ_BYTES: Final = 1 * MiB
+# One visit to a thread: large enough that the way there costs nothing, small enough that a
+# cancellation waits some hundredths of a second.
+_VISIT_BYTES: Final = 32 * MiB
+
+
+def decisive(digests: Sequence[Digest]) -> tuple[Digest, ...]:
+    """The digests that a file has to match: all strong ones, and with none strong the rest."""
+    strong = tuple(d for d in digests if d.algorithm.is_strong)
+    return strong or tuple(digests)
+
+
+class FrontHasher:
+    """The whole-file hashes of the first ``position`` bytes of a growing file."""
+
+    def __init__(self, fd: int, digests: Sequence[Digest]) -> None:
+        self.position = 0
+        self._fd = fd
+        self._digests = tuple(digests)
+        self._hashes = [digest.algorithm.hasher() for digest in digests]
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+
+    async def advance(self, end: int) -> None:
+        """Hash some bytes on, to *end* at most. Raises :class:`errors.StorageError`.
+
+        Cancelled: it waits for its thread, and the state stays true.
+        """
+        end = min(end, self.position + _VISIT_BYTES)
+        await trio.to_thread.run_sync(self._advance, end, limiter=_THREADS)
+
+    def _advance(self, end: int) -> None:
+        while self.position < end:
+            view = self._buffer[: min(_READ_BYTES, end - self.position)]
+            _read_into(self._fd, view, self.position)
+            for each in self._hashes:
+                each.update(view)
+            self.position += len(view)
+
+    def mismatches(self) -> list[Digest]:
+        """The digests that the bytes so far do not have."""
+        pairs = zip(self._digests, self._hashes, strict=True)
+        return [digest for digest, made in pairs if made.hexdigest() != digest.hexdigest]
+
+
+async def hash_range(fd: int, wanted: ByteRange, algorithm: HashAlgorithm) -> bytes:
+    """The digest of a range of the file. Raises :class:`errors.StorageError`."""
+    return await trio.to_thread.run_sync(_hash_range, fd, wanted, algorithm, limiter=_THREADS)
+
+
+async def find_damaged(
+    fd: int,
+    grid: Grid,
+    pieces: Iterable[int],
+    algorithm: HashAlgorithm,
+    expected: Callable[[int], bytes],
+) -> list[int]:
+    """Those of *pieces* whose bytes in the file are not the ones that once arrived."""
+    return [
+        piece
+        for piece in pieces
+        if await hash_range(fd, grid.bytes_of(piece), algorithm) != expected(piece)
+    ]
+
+
+def _hash_range(fd: int, wanted: ByteRange, algorithm: HashAlgorithm) -> bytes:
+    made: _Hash = algorithm.hasher()
+    buffer = memoryview(bytearray(min(_READ_BYTES, len(wanted))))
+    position = wanted.start
+    while position < wanted.end:
+        view = buffer[: min(len(buffer), wanted.end - position)]
+        _read_into(fd, view, position)
+        made.update(view)
+        position += len(view)
+    return made.digest()
+
+
+def _read_into(fd: int, view: memoryview, position: int) -> None:
+    """Fill *view*; the file has to be that long, for its pieces were written."""
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(fd, [view[done:]], position + done)
+        except OSError as error:
+            raise storage_error(error) from error
+        if count == 0:
+            raise errors.StorageError(
+                "the partial file became shorter while it was fetched; somebody else changed it"
+            )
+        done += count

@@ -1,0 +1,1 @@
+"""Mirrors that misbehave by name, on loopback, for tests."""
