@@ -52,8 +52,9 @@ def libvirtd(session_libvirtd: Libvirtd) -> Iterator[Libvirtd]:
 
 @pytest.fixture
 def directory(lab_directory: Path, request: pytest.FixtureRequest) -> Path:
-    """The test's own directory, one that QEMU may enter."""
-    path = lab_directory / request.node.name.translate(str.maketrans("[]/", "---"))
+    """The test's own directory, one that QEMU may enter. A short name: sockets lie in it."""
+    number = len(list(lab_directory.iterdir()))
+    path = lab_directory / f"{number:03}-{request.node.originalname.removeprefix('test_')[:12]}"
     path.mkdir()
     return path
 
