@@ -26,9 +26,19 @@ async def connection(libvirtd):
     await connection.close()
 
 
+NODE = """
+<node><domain type='test'><name>test</name><memory>8192</memory><os><type>hvm</type></os></domain>
+</node>
+"""
+
+
 @pytest.fixture
-async def driver():
-    """libvirt's own test driver: one domain, "test", that runs."""
-    connection = Libvirt("test:///default")
+async def driver(tmp_path):
+    """libvirt's own test driver with one domain, "test", that runs.
+
+    From a file, because all connections to test:///default share their domains.
+    """
+    (tmp_path / "node.xml").write_text(NODE)
+    connection = Libvirt(f"test://{tmp_path}/node.xml")
     yield connection
     await connection.close()
