@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.text import Text
 
 from ddfs.cli.text import format_seconds, format_size, one_line
 
@@ -33,12 +32,14 @@ class Bars:
         busy_mirrors: int,
     ) -> None:
         """Shows how far it is."""
-        figures = f"{format_size(bytes_here)}  {format_size(bytes_per_second)}/s"
+        figures = format_size(bytes_here)
+        if bytes_per_second:
+            figures += f"  {format_size(bytes_per_second)}/s"
         if seconds_left is not None:
             figures += f"  {format_seconds(seconds_left)} left"
         if busy_mirrors:
             figures += f"  {busy_mirrors} mirror{'s' if busy_mirrors > 1 else ''}"
-        self._progress.update(task, completed=bytes_here, figures=str(Text(figures)))
+        self._progress.update(task, completed=bytes_here, figures=figures)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import trio
 from ddfs import config, errors
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.cli.resolving import resolve
-from ddfs.fetch.events import FetchEvent, MirrorBlamed, MirrorFailed, PieceRejected
+from ddfs.fetch.events import FetchEvent, MirrorBlamed, MirrorFailed
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 from ddfs.fetch.transport import Transport
 
@@ -94,7 +94,7 @@ class _Watch:
         self._destination = destination
         self._as_json = as_json
         self._transfer: Transfer | None = None
-        self._refused: dict[str, str] = {}
+        self._blamed: dict[str, str] = {}
 
     def start(self, transfer: Transfer) -> None:
         """The transfer is about to send its first request."""
@@ -111,10 +111,8 @@ class _Watch:
 
     def observe(self, event: FetchEvent) -> None:
         """One event of the engine; remembers what the report has to explain."""
-        if isinstance(event, PieceRejected):
-            self._refused[event.mirror_url] = "it sent wrong bytes"
-        elif isinstance(event, MirrorBlamed):
-            self._refused[event.mirror_url] = event.reason
+        if isinstance(event, MirrorBlamed):
+            self._blamed[event.mirror_url] = event.reason
         if self._as_json:
             self._emit(_event_name(event), **_event_fields(event))
 
@@ -171,7 +169,7 @@ class _Watch:
                 **_statistics_fields(statistics),
             )
             return
-        for line in report_lines(self._destination, self._manifest, report, self._refused):
+        for line in report_lines(self._destination, self._manifest, report, self._blamed):
             print(line)
 
     def _emit(self, event: str, **fields: object) -> None:
@@ -181,9 +179,9 @@ class _Watch:
 
 
 def report_lines(
-    destination: Path, manifest: Manifest, report: TransferReport, refused: dict[str, str]
+    destination: Path, manifest: Manifest, report: TransferReport, blamed: dict[str, str]
 ) -> list[str]:
-    """The report for people; *refused* says by address why a mirror's bytes were refused."""
+    """The report for people; *blamed* says by address what a mirror did wrong."""
     from ddfs.cli.text import format_seconds, format_size, one_line
 
     fetched = report.size - report.bytes_resumed
@@ -197,16 +195,20 @@ def report_lines(
         lines.append(f"  {format_size(report.bytes_resumed)} were here already")
     served = [m for m in report.statistics.mirrors if m.bytes_received or m.last_error]
     for mirror in sorted(served, key=lambda m: -m.bytes_received):
-        text = "; ".join([mirror.url, *_complaints(mirror, refused)])
+        text = "; ".join([mirror.url, *_complaint(mirror, blamed)])
         lines.append(f"  {format_size(mirror.bytes_received):>10}  {one_line(text)}")
     if report.statistics.refetched_bytes:
         lines.append(f"  {format_size(report.statistics.refetched_bytes)} were fetched twice")
     return lines
 
 
-def _complaints(mirror: MirrorStatistics, refused: dict[str, str]) -> list[str]:
-    pieces = f"{mirror.rejected_pieces} pieces refused" if mirror.rejected_pieces else None
-    return [text for text in (refused.get(mirror.url), pieces, mirror.last_error) if text]
+def _complaint(mirror: MirrorStatistics, blamed: dict[str, str]) -> list[str]:
+    """What is to be said about a mirror, if anything: the gravest alone, they repeat each other."""
+    if mirror.url in blamed:
+        return [blamed[mirror.url]]
+    if mirror.rejected_pieces:
+        return [f"{mirror.rejected_pieces} of its pieces had wrong hashes"]
+    return [mirror.last_error] if mirror.last_error else []
 
 
 def _bar_figures(statistics: TransferStatistics) -> tuple[int, float, float | None, int]:
