@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -22,6 +24,10 @@ log = logging.getLogger(__name__)
 
 # The kernel knows nothing of it, or the mount is gone: nothing to forget in both cases.
 _HARMLESS: Final = frozenset({errno.ENOENT, errno.ENOTCONN, errno.ENODEV, errno.EBADF})
+
+# An open that had walked the path before the kernel was told arrives a moment later; this is
+# a very long moment.
+STALE_SECONDS: Final = 1.0
 
 
 class Invalidations:
@@ -34,8 +40,10 @@ class Invalidations:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        # Inodes whose names the kernel may still have, by the number of notices under way.
-        self._stale: Counter[int] = Counter()
+        # Inodes whose names the kernel may still have: by the number of notices under way,
+        # and for a while after the last of them.
+        self._under_way: Counter[int] = Counter()
+        self._stale_until: dict[int, float] = {}
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -57,9 +65,12 @@ class Invalidations:
         return not self._thread.is_alive()
 
     def is_stale(self, inode: int) -> bool:
-        """Whether a notice about the name of *inode* is still under way."""
+        """Whether somebody may come with *inode* because of a name that he should not have."""
         with self._lock:
-            return self._stale[inode] > 0
+            return (
+                self._under_way[inode] > 0
+                or self._stale_until.get(inode, -math.inf) > time.monotonic()
+            )
 
     def forget_attributes(self, inode: int) -> None:
         """Have the attributes of *inode* asked for again."""
@@ -68,17 +79,23 @@ class Invalidations:
     def forget_name(self, parent: int, name: bytes, *inodes: int) -> None:
         """Have *name* looked up again; :meth:`is_stale` is true of *inodes* until then."""
         with self._lock:
-            self._stale.update(inodes)
+            self._under_way.update(inodes)
 
         def forget() -> None:
             try:
                 pyfuse3.invalidate_entry(parent, name)
             finally:
-                with self._lock:
-                    self._stale.subtract(inodes)
-                    self._stale += Counter()  # drops what has come to 0
+                self._told(inodes)
 
         self._queue.put(forget)
+
+    def _told(self, inodes: tuple[int, ...]) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._under_way.subtract(inodes)
+            self._under_way += Counter()  # drops what has come to 0
+            self._stale_until = {i: t for i, t in self._stale_until.items() if t > now}
+            self._stale_until.update(dict.fromkeys(inodes, now + STALE_SECONDS))
 
     def _run(self) -> None:
         while (notice := self._queue.get()) is not None:

@@ -5,6 +5,7 @@ Never by stat(): on a mount whose daemon hangs that does not come back.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -170,14 +171,12 @@ def _remove_stale(mount: Mount, path: Path) -> None:
             f"{path}: {mount.fs_type} from {mount.fsname} is mounted there: "
             "umount it, or set another mountpoint"
         )
-    if _answers(path):
+    if _answers(mount, path):
         raise errors.MountError(
             f"{path}: another ddfs serves it: stop that one, or set another mountpoint"
         )
     log.warning("%s: taking away the mount of a daemon that died", path)
     try:
-        # A dead one has nobody waiting; a frozen one may, and would keep them for ever.
-        abort(mount.connection_id)
         unmount(path, lazily=True)
     except OSError as error:
         raise errors.MountError(
@@ -185,8 +184,8 @@ def _remove_stale(mount: Mount, path: Path) -> None:
         ) from error
 
 
-def _answers(path: Path) -> bool:
-    """Whether somebody serves the mount at *path*.
+def _answers(mount: Mount, path: Path) -> bool:
+    """Whether somebody serves *mount* at *path*; one that says nothing is aborted.
 
     A process of its own asks, because asking may never end, not even by SIGKILL.
     """
@@ -199,7 +198,11 @@ def _answers(path: Path) -> bool:
     try:
         return asking.wait(_LIFE_SIGN_SECONDS) == 0
     except subprocess.TimeoutExpired:
+        # Whoever waits for a frozen daemon would do so for ever once its mount is gone.
+        abort(mount.connection_id)
         asking.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            asking.wait(_LIFE_SIGN_SECONDS)
         return False
 
 

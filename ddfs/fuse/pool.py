@@ -35,7 +35,9 @@ _INIT_SECONDS: Final = 10.0
 # Of the 5 seconds in which the mount has to be gone: for handlers to give their answers,
 # for the thread that writes notices, and for the guard.
 _ANSWER_SECONDS: Final = 1.0
-_NOTICES_SECONDS: Final = 1.0
+_QUIET_SECONDS: Final = 0.02
+_QUIET_STEPS: Final = 25
+_NOTICES_SECONDS: Final = 0.5
 _CLOSE_SECONDS: Final = 4.0
 
 
@@ -224,6 +226,13 @@ class TemplatePool:
         with trio.move_on_after(_ANSWER_SECONDS):
             await self._operations.fail_readers()
         await trio.to_thread.run_sync(self._unmount, path)
+        # A read of many pages comes again for each after a failure: until it is quiet,
+        # these get EIO as well, and not the end of the connection.
+        for _ in range(_QUIET_STEPS):
+            before = self.requests.total()
+            await trio.sleep(_QUIET_SECONDS)
+            if self.requests.total() == before:
+                break
         self._notices.stop()
         is_quiet = await trio.to_thread.run_sync(self._notices.join, _NOTICES_SECONDS)
         if not is_quiet and self.connection_id is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import fuse_driver
 import pytest
-from fuse_driver import Driver
+from fuse_driver import Driver, Reader
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Driver]]:
     yield start
     for driver in drivers:
         driver.dispose()
+    Reader.dispose()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ddfs.fuse import mounts
 
@@ -91,14 +92,13 @@ class Driver:
                 mounts.abort(mount.connection_id)
             self.process.wait(PATIENCE_SECONDS)
         while mounts.top(self.mountpoint) is not None:
-            mounts.unmount(self.mountpoint, lazily=True)
+            with contextlib.suppress(OSError):  # the guard was faster
+                mounts.unmount(self.mountpoint, lazily=True)
         self._reader.join(PATIENCE_SECONDS)
         for stream in (self.process.stdin, self.process.stdout, self._errors):
             assert stream is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                continue
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
@@ -119,7 +119,10 @@ def run(*command: str, timeout: float = PATIENCE_SECONDS) -> subprocess.Complete
 class Reader:
     """A process of its own that runs a few lines of Python; ``os`` and ``path`` are there."""
 
+    started: ClassVar[list[Reader]] = []
+
     def __init__(self, path: str, code: str, executable: str = sys.executable) -> None:
+        self.started.append(self)
         program = f"import os, sys\npath = {path!r}\n{code}"
         self.process = subprocess.Popen(
             [executable, "-S", "-c", program],
@@ -139,13 +142,24 @@ class Reader:
         self.process.kill()
         self.process.communicate(timeout=PATIENCE_SECONDS)
 
+    @classmethod
+    def dispose(cls) -> None:
+        """End all of them; the mount is gone, so none waits for it."""
+        while cls.started:
+            process = cls.started.pop().process
+            process.kill()
+            process.wait(PATIENCE_SECONDS)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                assert stream is not None
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
 
 def errno_of(path: str, flags: int) -> str:
     """The name of the errno that opening *path* gives, ``ok`` without one."""
     code = (
-        "import errno\n"
-        "try:\n    os.close(os.open(path, int(%d)))\n    print('ok')\n"
-        "except OSError as e: print(errno.errorcode[e.errno])" % flags
+        f"import errno\ntry:\n    os.close(os.open(path, {int(flags)}))\n    print('ok')\n"
+        "except OSError as e: print(errno.errorcode[e.errno])"
     )
     return Reader(path, code).result().strip()
 

@@ -18,20 +18,28 @@ MTIME_NS = 1_700_000_000_123_456_789
 BLOCK = 1 << 20
 
 
-def pattern(row: int) -> bytes:
-    """The unit that a template repeats: 16,396 bytes, so that no two pages are alike."""
-    state, words = (row + 1) * 2654435761 % 2**32, []
-    for _ in range(4099):
+# How long a template's bytes go on before they come again; not a multiple of a page.
+PERIOD = 4 * 4099
+# What two templates are apart in it; without a common divisor with the period.
+SHIFT = 977
+
+
+def _noise() -> bytes:
+    state, words = 2654435761, []
+    for _ in range(PERIOD // 4):
         state = (state * 1664525 + 1013904223) % 2**32
         words.append(state.to_bytes(4, "little"))
     return b"".join(words)
 
 
+_NOISE = _noise() * (2 * BLOCK // PERIOD + 2)
+
+
 def content(row: int, offset: int, length: int) -> bytes:
-    """Bytes of an endless template of *row*."""
-    unit = pattern(row)
-    first = offset % len(unit)
-    return (unit * (length // len(unit) + 2))[first : first + length]
+    """Bytes of an endless template of *row*, one MiB at most."""
+    assert length <= BLOCK
+    first = (offset + row * SHIFT) % PERIOD
+    return _NOISE[first : first + length]
 
 
 class FakeView:
@@ -49,13 +57,10 @@ class FakeView:
         self.reads: dict[int, int] = {}
         self.headless: set[int] = set()
         self.changed = trio.Event()
-        self.units: dict[int, bytes] = {}
         self.on_lookup: Callable[[str], None] | None = None
 
     def put(self, entry: Entry) -> None:
         self.rows[entry.row] = self.names[entry.name] = entry
-        unit = pattern(entry.row)
-        self.units[entry.row] = unit * (2 * BLOCK // len(unit) + 2)
 
     def wake(self) -> None:
         self.changed.set()
@@ -63,8 +68,7 @@ class FakeView:
 
     def bytes_of(self, row: int, offset: int, length: int) -> bytes:
         length = max(0, min(length, self.rows[row].size - offset))
-        first = offset % (4 * 4099)
-        return self.units[row][first : first + length]
+        return content(row, offset, length)
 
     def entries(self) -> Sequence[Entry]:
         return list(self.rows.values())
@@ -86,7 +90,10 @@ class FakeView:
     def attributes(self, row: int) -> Mapping[str, str]:
         if row in self.broken:
             raise KeyError("a bug, as far as the mount can tell")
-        return {"state": "downloading" if row in self.fetching else "not-downloaded", "row": f"{row}"}
+        return {
+            "state": "downloading" if row in self.fetching else "not-downloaded",
+            "row": f"{row}",
+        }
 
     def figures(self) -> StorageFigures:
         return StorageFigures(1 << 40, 3 << 30)

@@ -8,6 +8,7 @@ single cures away, so that tests can show what they cure.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from ddfs import errors
 from ddfs.fuse import operations, pool, sessionloop, tuning
 from ddfs.fuse.pool import TemplatePool
 from ddfs.fuse.view import Entry
+
 
 class Server:
     """The commands; each method named do_… is one."""
@@ -179,7 +181,8 @@ def take_cures_away(switches: argparse.Namespace) -> None:
 
 def notify_synchronously(mount: TemplatePool) -> None:
     def now(parent: int, name: bytes, *_inodes: int) -> None:
-        pyfuse3.invalidate_entry(parent, name)
+        with contextlib.suppress(FileNotFoundError):
+            pyfuse3.invalidate_entry(parent, name)
 
     mount._notices.forget_name = now  # type: ignore[method-assign]
 

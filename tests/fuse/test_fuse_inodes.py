@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ddfs.fuse import inodes
 from ddfs.fuse.inodes import Handle
 from ddfs.fuse.view import MAX_ROW, Entry, StorageFigures
-from hypothesis import given
-from hypothesis import strategies as st
 
 rows = st.integers(0, MAX_ROW)
 

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ddfs import errors
-from ddfs.fuse import mounts
-from ddfs.fuse.mounts import Mount
 from fuse_driver import Driver
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ddfs import errors
+from ddfs.fuse import mounts
+from ddfs.fuse.mounts import Mount
 
 LINES = (
     "22 27 0:20 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n"
@@ -114,3 +116,12 @@ def test_a_new_daemon_takes_over_from_a_dead_one(mount: Callable[..., Driver]) -
     assert "ready" in alive.greeting
     alive("add", 1, "a.img", 10)
     assert subprocess.run(["stat", alive.path("a.img")], capture_output=True).returncode == 0
+
+
+def test_a_frozen_daemon_is_not_waited_for(mount: Callable[..., Driver]) -> None:
+    frozen = mount("--no-guard")
+    frozen.process.send_signal(signal.SIGSTOP)
+    assert mounts.prepare(frozen.mountpoint) == frozen.mountpoint
+    assert mounts.top(frozen.mountpoint) is None
+    frozen.process.send_signal(signal.SIGCONT)
+    assert frozen.process.wait(20) != 0

@@ -12,13 +12,14 @@ from typing import Any
 import pyfuse3
 import pytest
 import trio
+from fuse_fake import HEAD, MTIME_NS, FakeView, content
+
 from ddfs import errors
 from ddfs.fuse import attributes, inodes, operations
 from ddfs.fuse.inodes import Handle
 from ddfs.fuse.operations import REFUSED, TemplateOperations
 from ddfs.fuse.requesters import Requester
 from ddfs.fuse.view import Entry
-from fuse_fake import HEAD, MTIME_NS, FakeView, content
 
 CTX = SimpleNamespace(pid=1, uid=0, gid=0, umask=0)
 SIZE = 3 * HEAD + 5
@@ -321,9 +322,7 @@ async def test_every_handler_of_ours_is_guarded() -> None:
             assert name in vars(pyfuse3.Operations), name
 
 
-async def test_listing_offsets_are_rows(
-    mounted: Mounted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_listing_offsets_are_rows(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand entries, replies of 24, and templates added and removed meanwhile."""
     view = FakeView()
     for row in range(0, 20000, 2):

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from ddfs.fuse.requesters import Requester, classify, identify
 
 

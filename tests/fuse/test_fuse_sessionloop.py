@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pyfuse3
 import pytest
 import trio
+
 from ddfs.fuse import sessionloop
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from ddfs import errors
 from ddfs.fuse import underlay
 from ddfs.fuse.underlay import Underlay

@@ -1,0 +1,160 @@
+"""Readers that wait, and everybody else."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fuse_driver import Driver, Reader, run, wait_for
+
+MIB = 1 << 20
+BLOCKED = 200
+
+# Half of them through the page cache, which reads ahead, half around it.
+READERS = f"""
+import threading, mmap
+done = []
+def read(i):
+    flags = os.O_RDONLY | (os.O_DIRECT if i % 2 else 0)
+    fd = os.open(path, flags)
+    try: done.append(os.preadv(fd, [mmap.mmap(-1, 1 << 20)], (i % 60) << 20))
+    except OSError as e: done.append(-e.errno)
+threads = [threading.Thread(target=read, args=(i,)) for i in range({BLOCKED})]
+[t.start() for t in threads]
+print('started', flush=True)
+[t.join(60) for t in threads]
+print(sorted(set(done)), len(done))
+"""
+
+
+@contextmanager
+def blocked(pool: Driver, name: str, at_least: int) -> Iterator[Reader]:
+    readers = Reader(pool.path(name), READERS)
+    assert readers.process.stdout is not None
+    assert readers.process.stdout.readline() == b"started\n"
+    wait_for(lambda: pool("waiting") >= at_least)
+    try:
+        yield readers
+    finally:
+        if pool.process.poll() is None:
+            pool("release", 1)
+
+
+def read_speed(pool: Driver) -> float:
+    """MiB/s of a sequential read through the page cache, the best of three.
+
+    What is cached is dropped before each, and the pages come back: memory that this machine
+    has never touched costs more than anything that is measured here.
+    """
+    code = (
+        "import time\n"
+        "def once():\n"
+        "    n = 0; f = open(path, 'rb', 0); os.posix_fadvise(f.fileno(), 0, 0, 4)\n"
+        "    t = time.monotonic()\n"
+        "    while c := f.read(1 << 20): n += len(c)\n"
+        "    return n / (1 << 20) / (time.monotonic() - t)\n"
+        "print(max(once() for _ in range(4)))"
+    )
+    return float(Reader(pool.path("live.img"), code).result())
+
+
+def refresh_seconds(pool: Driver) -> float:
+    started = time.monotonic()
+    code = (
+        "for e in os.listdir(path):\n"
+        "    if e[0] == 't':\n"
+        "        fd = os.open(path + '/' + e, os.O_RDONLY | os.O_NONBLOCK); os.read(fd, 33280)\n"
+        "        os.close(fd)"
+    )
+    Reader(str(pool.templates), code).result()
+    return time.monotonic() - started
+
+
+def prepare(pool: Driver) -> None:
+    pool("add", 1, "dead.img", 64 * MIB)
+    pool("add", 2, "live.img", 64 * MIB)
+    pool("fill", 100, 200, MIB)
+    pool("stall", 1)
+
+
+def test_two_hundred_blocked_readers_harm_nobody_else(pool: Driver) -> None:
+    prepare(pool)
+    free = read_speed(pool)
+    free_refresh = min(refresh_seconds(pool), refresh_seconds(pool))
+    with blocked(pool, "dead.img", BLOCKED // 2) as readers:
+        busy = read_speed(pool)
+        busy_refresh = min(refresh_seconds(pool), refresh_seconds(pool))
+        assert readers.is_running()
+    print(f"read {free:.0f} and {busy:.0f} MiB/s, refresh {free_refresh:.3f} {busy_refresh:.3f} s")
+    assert readers.result() == f"[1048576] {BLOCKED}\n"
+    assert busy > 0.4 * free
+    assert busy_refresh < 2 * free_refresh + 0.2
+
+
+def one_read_gets_through(pool: Driver) -> bool:
+    reader = Reader(pool.path("live.img"), "os.pread(os.open(path, 0), 4096, 0); print('read')")
+    try:
+        return bool(wait_for(lambda: not reader.is_running(), 2))
+    except AssertionError:
+        return False
+    finally:
+        reader.kill()
+
+
+def test_without_raised_limits_they_starve_the_others(mount: Callable[..., Driver]) -> None:
+    """The kernel's 12 background requests, all of which wait."""
+    pool = mount("--no-limits")
+    prepare(pool)
+    with blocked(pool, "dead.img", 12):
+        assert not one_read_gets_through(pool)
+
+
+def test_without_many_tasks_even_names_wait(mount: Callable[..., Driver]) -> None:
+    """pyfuse3's 99 tasks, all of which wait."""
+    pool = mount("--few-tasks")
+    prepare(pool)
+    with blocked(pool, "dead.img", 99):
+        assert pool("waiting") == 99
+        asking = Reader(pool.path("unknown.img"), "os.path.exists(path); print('asked')")
+        time.sleep(1)
+        assert asking.is_running()
+    assert asking.result() == "asked\n"
+
+
+def test_killed_readers_freeze_nothing(pool: Driver) -> None:
+    prepare(pool)
+    readers = [
+        Reader(pool.path("dead.img"), f"os.pread(os.open(path, 0), 4096, {i << 20}); print('x')")
+        for i in range(8)
+    ]
+    wait_for(lambda: pool("waiting") >= 8)
+    pool("gap")
+    for reader in readers:
+        reader.kill()
+    assert run("stat", pool.path("live.img")).returncode == 0
+    assert one_read_gets_through(pool)
+    assert pool("gap") < 0.5
+    # What they asked for is answered, to nobody, when it comes.
+    pool("release", 1)
+    wait_for(lambda: pool("waiting") == 0)
+    assert pool("crashes") == {}
+
+
+def test_readers_see_an_error_as_soon_as_there_is_one(pool: Driver) -> None:
+    prepare(pool)
+    with blocked(pool, "dead.img", BLOCKED // 2) as readers:
+        pool("fail", 1, "MirrorsExhaustedError")
+    assert readers.result() == f"[-5] {BLOCKED}\n"
+
+
+def test_shutting_down_answers_all_readers_at_once(pool: Driver) -> None:
+    prepare(pool)
+    with blocked(pool, "dead.img", BLOCKED // 2) as readers:
+        wait_for(lambda: pool("requests")["open"] >= BLOCKED)
+        seconds = pool.close()
+        assert pool.process.returncode == 0, pool.log.read_text()
+        assert seconds < 5
+        assert readers.result() == f"[-5] {BLOCKED}\n"
+    assert os.listdir(pool.templates) == []
