@@ -47,11 +47,11 @@ def test_mirrors_stand_by_priority_then_document_order():
 
 
 @pytest.mark.parametrize("location", ["de", "DE"])
-def test_the_preferred_location_decides_among_equal_priorities(location: str):
+def test_the_preferred_location_outranks_priorities(location: str):
     (manifest,) = own("many-countries.meta4", location).files
     assert [mirror.url.split("/")[2] for mirror in manifest.mirrors] == [
-        "fr.example",
         "de.example",
+        "fr.example",
         "us.example",
         "last.example",
         "zero.example",
