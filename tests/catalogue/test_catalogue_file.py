@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from catalogue_values import add, manifest, run
+from sqlalchemy.schema import CreateTable
 
 from ddfs import errors
 from ddfs.catalogue import catalogue as module
@@ -43,8 +44,9 @@ def test_file_has_wal_and_a_row_counter_that_only_grows(catalogue):
     assert pragmas == {
         "journal_mode": "wal", "synchronous": full, "foreign_keys": 1, "busy_timeout": 5000
     }  # fmt: skip
-    sql = execute(catalogue.path, "SELECT sql FROM sqlite_schema WHERE name = 'template'")
-    assert "AUTOINCREMENT" in sql[0][0][0]
+    [[(sql,)]] = execute(catalogue.path, "SELECT sql FROM sqlite_schema WHERE name = 'template'")
+    assert "AUTOINCREMENT" in sql
+    assert "AUTOINCREMENT" in str(CreateTable(schema.template).compile(catalogue._engine))
 
 
 def test_file_opening_a_current_one_imports_no_alembic(tmp_path):
@@ -161,6 +163,18 @@ def test_file_that_is_damaged_is_refused_untouched(tmp_path, damage):
     assert text.startswith(f"{path}: it is damaged; stop ddfs, put a backup in its place")
     assert "\n" not in text
     assert path.read_bytes() == broken
+
+
+def test_file_with_damage_that_no_listing_touches(tmp_path):
+    whole = Catalogue.open(tmp_path)
+    add(whole)
+    whole.close()
+    [[(page,)]] = execute(whole.path, "SELECT rootpage FROM sqlite_schema WHERE name = 'mirror'")
+    with open(whole.path, "r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 100)
+    with pytest.raises(errors.CatalogueError, match="it is damaged"):
+        Catalogue.open(tmp_path)
 
 
 def test_file_that_is_damaged_while_open(catalogue):
