@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
 import sys
 import tarfile
@@ -58,6 +59,38 @@ WAYS = {
 def test_bytes_are_right_whichever_way_they_are_read(template: str, way: str) -> None:
     reader = Reader(template, WAYS[way] + "\nprint(h.hexdigest())")
     assert reader.result().strip() == digest(1, SIZE)
+
+
+def test_many_threads_at_random_places(template: str) -> None:
+    """Odd offsets and sizes, with and without the page cache, from several threads."""
+    code = (
+        "import hashlib, random, mmap, threading\n"
+        "sums = {}\n"
+        "def read(seed):\n"
+        "    r = random.Random(seed); h = hashlib.sha256()\n"
+        "    fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if seed % 2 else 0))\n"
+        "    b = mmap.mmap(-1, 1 << 18)\n"
+        "    for _ in range(60):\n"
+        f"        o, n = r.randrange({SIZE}), r.randrange(1, 1 << 18)\n"
+        "        if seed % 2: o, n = o & ~4095, (n | 4095) + 1\n"
+        "        got = os.preadv(fd, [memoryview(b)[:n]], o); h.update(b[:got])\n"
+        "    sums[seed] = h.hexdigest()\n"
+        "ts = [threading.Thread(target=read, args=(i,)) for i in range(8)]\n"
+        "[t.start() for t in ts]; [t.join() for t in ts]\n"
+        "print(*(sums[i] for i in range(8)))"
+    )
+    sums = Reader(template, code).result().split()
+    assert sums == [random_digest(seed) for seed in range(8)]
+
+
+def random_digest(seed: int) -> str:
+    choice, whole = random.Random(seed), hashlib.sha256()
+    for _ in range(60):
+        offset, length = choice.randrange(SIZE), choice.randrange(1, 1 << 18)
+        if seed % 2:
+            offset, length = offset & ~4095, (length | 4095) + 1
+        whole.update(content(1, offset, min(length, SIZE - offset)))
+    return whole.hexdigest()
 
 
 def test_copying_programs_copy(pool: Driver, template: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -92,10 +93,17 @@ def test_says_what_to_do_without_fuse(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "pool").exists()
 
 
-def test_takes_dead_mounts_away_in_all_layers(mount: Callable[..., Driver]) -> None:
+def test_takes_dead_mounts_away_but_not_what_is_over_them(mount: Callable[..., Driver]) -> None:
     dead = mount("--no-guard")
     dead.kill()
-    assert mounts.top(dead.mountpoint) is not None
+    over = mounts.top(dead.mountpoint)
+    assert over is not None
+    libc = ctypes.CDLL(None)
+    assert libc.mount(b"none", os.fsencode(dead.mountpoint), b"tmpfs", 0, None) == 0
+    with pytest.raises(errors.MountError, match="tmpfs from none"):
+        mounts.prepare(dead.mountpoint)
+    mounts.unmount(dead.mountpoint, lazily=True)
+    assert mounts.top(dead.mountpoint) == over
     assert mounts.prepare(dead.mountpoint) == dead.mountpoint
     assert mounts.top(dead.mountpoint) is None
 
