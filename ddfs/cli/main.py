@@ -7,6 +7,7 @@ traceback and exit code 1.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,9 @@ EXIT_BROKEN_PIPE: Final = 141
 
 def main() -> NoReturn:
     """``ddfs``, with the arguments of the process."""
+    # Python leaves None where a descriptor was closed, as in `ddfs status >&-`.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (until the end)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (until the end)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -33,7 +37,14 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        return _leave_pipe()
+        _leave_output()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        # Without a file name it is standard output: every other place translates its errors.
+        if error.filename is not None or error.errno != errno.ENOSPC:
+            raise
+        _leave_output()
+        return _complain(errors.StorageFullError("standard output: no room for more"), ())
     except errors.DdfsError as error:
         return _complain(error, arguments)
     except BaseExceptionGroup as group:
@@ -117,15 +128,14 @@ def _complain(error: errors.DdfsError, arguments: Sequence[str]) -> int:
         event = {"event": "error", "kind": error.kind(), "message": str(error)}
         try:
             print(json.dumps(event), flush=True)
-        except BrokenPipeError:
-            _leave_pipe()
+        except OSError:
+            _leave_output()
     return error.exit_code
 
 
-def _leave_pipe() -> int:
+def _leave_output() -> None:
     # Python flushes once more at its end, and would complain then.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return EXIT_BROKEN_PIPE
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -128,7 +128,8 @@ def remove(
     if as_json:
         output.print_json({"name": found, "purged": purge})
         return
-    print(f"{found}: removed" + (", its file too" if purge else ""))
+    # The daemon keeps a file while another name has the same content.
+    print(f"{found}: removed" + (", and its file if nothing else needs it" if purge else ""))
 
 
 def register(app: typer.Typer) -> None:

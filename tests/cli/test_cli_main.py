@@ -144,6 +144,19 @@ def test_a_reader_that_goes_away_is_no_matter(
     assert process.wait(30) == 141
 
 
+@pytest.mark.parametrize(
+    "command", [["config", "show"], ["--version"], ["config", "show", "--json"]]
+)
+def test_a_full_or_closed_standard_output(settings_file: Path, command: list[str]) -> None:
+    words = " ".join([*command, "--config", str(settings_file)] if len(command) > 1 else command)
+    program = f"{sys.executable} -c 'from ddfs.cli.main import main; main()' {words}"
+    full = subprocess.run(["sh", "-c", f"{program} >/dev/full"], capture_output=True, timeout=30)
+    assert full.stderr == b"ddfs: standard output: no room for more\n"
+    assert full.returncode == errors.EXIT_HOST
+    closed = subprocess.run(["sh", "-c", f"{program} >&-"], capture_output=True, timeout=30)
+    assert (closed.returncode, closed.stderr) == (0, b"")
+
+
 def test_an_interrupt_is_quiet(
     daemon: RunningDaemon, service: FakeService, settings_file: Path
 ) -> None:
@@ -165,20 +178,24 @@ def test_an_interrupt_is_quiet(
             # A shell in the background makes its children ignore the signal.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        if says:
-            # Two looks at it while it is fetched: the command waits by now.
-            while looks.count("downloading") < 2:
-                assert process.poll() is None
-                time.sleep(0.01)
-        else:
-            assert process.stdout is not None
-            assert json.loads(process.stdout.readline())["daemon"]
-        # It may be anywhere between two looks by now, and must be quiet everywhere.
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-        assert process.returncode == 130
-        assert b"Traceback" not in err
-        assert err == (b"ddfs: " + says + b"\n" if says else b"")
+        try:
+            if says:
+                # Two looks at it while it is fetched: the command waits by now.
+                while looks.count("downloading") < 2:
+                    assert process.poll() is None
+                    time.sleep(0.01)
+            else:
+                assert process.stdout is not None
+                assert json.loads(process.stdout.readline())["daemon"]
+            # It may be anywhere between two looks by now, and must be quiet everywhere.
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+            assert process.returncode == 130
+            assert b"Traceback" not in err
+            assert err == (b"ddfs: " + says + b"\n" if says else b"")
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_bars_on_a_terminal(daemon: RunningDaemon, settings_file: Path) -> None:
