@@ -167,8 +167,10 @@ class TemplatePool:
         try:
             pyfuse3.init(self._operations, str(path), set(OPTIONS))
         except RuntimeError as error:
-            # libfuse has said why on standard error.
-            raise errors.MountError(f"{path}: mounting failed: {error}") from error
+            raise errors.MountError(
+                f"{path}: mounting failed ({error}; libfuse says why on standard error): "
+                "it takes root with CAP_SYS_ADMIN"
+            ) from error
         # The session outlives our own cancellation, because readers wait for its answers.
         session = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:

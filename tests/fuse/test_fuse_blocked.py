@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,4 +158,16 @@ def test_shutting_down_answers_all_readers_at_once(pool: Driver) -> None:
         assert pool.process.returncode == 0, pool.log.read_text()
         assert seconds < 5
         assert readers.result() == f"[-5] {BLOCKED}\n"
+    assert os.listdir(pool.templates) == []
+
+
+def test_being_cancelled_does_the_same(pool: Driver) -> None:
+    """As when another part of the daemon fails: nobody calls close()."""
+    prepare(pool)
+    with blocked(pool, "dead.img", BLOCKED // 2) as readers:
+        wait_for(lambda: pool("requests")["open"] >= BLOCKED)
+        pool.process.send_signal(signal.SIGINT)
+        assert pool.process.wait(20) != 0
+        assert readers.result() == f"[-5] {BLOCKED}\n"
+    assert "KeyboardInterrupt" in pool.log.read_text()
     assert os.listdir(pool.templates) == []

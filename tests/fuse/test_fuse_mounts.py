@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fuse_driver import Driver
+from fuse_driver import SERVER, Driver, missing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,3 +135,15 @@ def test_a_frozen_daemon_is_not_waited_for(mount: Callable[..., Driver]) -> None
     assert mounts.top(frozen.mountpoint) is None
     frozen.process.send_signal(signal.SIGCONT)
     assert frozen.process.wait(20) != 0
+
+
+def test_says_what_mounting_takes(tmp_path: Path) -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    without = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    done = subprocess.run(
+        [*without, sys.executable, str(SERVER), str(tmp_path / "pool")],
+        input="", capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert "it takes root with CAP_SYS_ADMIN" in json.loads(done.stdout)["error"]
+    assert mounts.top(tmp_path / "pool") is None
