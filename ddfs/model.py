@@ -400,4 +400,3 @@ class SpoolReference:
     updated_at: float
     published: PublishedFile | None = None
     last_error: str | None = None
-

@@ -279,6 +279,8 @@ class Templates:
     async def remove(self, name: str, *, purge: bool) -> None:
         """Forget a name; with *purge* also the published file, if no other name has it.
 
+        Partial data goes in any case, with the last name.
+
         The caller has made sure that no domain needs it. Raises
         :class:`errors.TemplateInUseError` while it is being fetched.
         """
@@ -290,7 +292,7 @@ class Templates:
                     f"{template.file_name} is being fetched; end that with: ddfs cancel {name}"
                 )
             with trio.CancelScope(shield=True):
-                if is_last and purge:
+                if is_last and (purge or self.published(template) is None):
                     await self._spool.purge(template.content_id)
                 await trio.to_thread.run_sync(
                     self._catalogue.remove_template, name, limiter=self._limiter

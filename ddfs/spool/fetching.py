@@ -146,7 +146,8 @@ class Fetch:
         return self._arrivals.setdefault(piece, trio.Event())
 
     def _wake(self, piece: int) -> None:
-        if event := self._arrivals.pop(piece, None):
+        event = self._arrivals.pop(piece, None)
+        if event is not None:
             event.set()
 
     # -- the work ------------------------------------------------------------------------

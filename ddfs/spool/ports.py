@@ -75,6 +75,9 @@ class Ledger(Protocol):
     def record_reference(self, reference: SpoolReference) -> None:
         """Write or replace the reference of a content on a primary storage."""
 
+    def forget_reference(self, content_id: str, primary: str) -> None:
+        """Delete that reference."""
+
 
 class Inspector(Protocol):
     """Refuses images; raises :class:`ddfs.errors.ImageError`."""

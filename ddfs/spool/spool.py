@@ -230,6 +230,12 @@ class Spool:
             await trio.to_thread.run_sync(self._with.storage.purge, published)
             await self._forget_published(content_id, holding)
         await trio.to_thread.run_sync(self._with.storage.discard, content_id)
+        await trio.to_thread.run_sync(
+            self._with.ledger.forget_reference,
+            content_id,
+            self._with.storage.name,
+            limiter=self._with.ledger_limiter,
+        )
         self._holdings.pop(content_id, None)
 
     # -- the life of a fetch ---------------------------------------------------------------

@@ -21,7 +21,7 @@ import re
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -239,16 +239,17 @@ class _Exchange:
         self.stream = stream
 
     async def run(self) -> None:
-        async for head in self._requests():
-            mirror = self.mirror
-            mirror.requests += 1
-            mirror.heads.append(head)
-            if mirror.latency:
-                await trio.sleep(mirror.latency)
-            if not await self._respond(head):
-                return
+        async with contextlib.aclosing(self._requests()) as requests:
+            async for head in requests:
+                mirror = self.mirror
+                mirror.requests += 1
+                mirror.heads.append(head)
+                if mirror.latency:
+                    await trio.sleep(mirror.latency)
+                if not await self._respond(head):
+                    return
 
-    async def _requests(self) -> AsyncIterator[bytes]:
+    async def _requests(self) -> AsyncGenerator[bytes, None]:
         data = b""
         while True:
             while b"\r\n\r\n" not in data:
