@@ -143,6 +143,7 @@ class Connection:
 
     def _read_head(self, parser: h11.Connection) -> ResponseHead:
         buffer = bytearray(_HEAD_READ)
+        begun = False
         while True:
             event = parser.next_event()
             if isinstance(event, h11.Response):
@@ -155,9 +156,10 @@ class Connection:
             if count is None:
                 self.wait_readable()
             elif count == 0:
-                raise ClosedEarlyError("closed the connection before it answered")
+                what = "in the middle of its answer" if begun else "before it answered"
+                raise ClosedEarlyError(f"closed the connection {what}")
             else:
-                self.was_used = True
+                begun = self.was_used = True
                 parser.receive_data(bytes(buffer[:count]))
 
     def _begin_body(self, parser: h11.Connection, response: h11.Response) -> ResponseHead:

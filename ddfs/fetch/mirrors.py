@@ -76,6 +76,14 @@ class MirrorStanding:
         """Whether it may be asked now."""
         return self.out is None and now >= self.rests_until
 
+    def state(self, now: float) -> str:
+        """How it stands while it is not busy, as :class:`statistics.MirrorStatistics` has it."""
+        if self.out is not None:
+            return "out"
+        if not self.is_tried:
+            return "untried"
+        return "idle" if self.is_usable(now) else "resting"
+
     @property
     def is_trusted(self) -> bool:
         """Whether its rate was watched long enough to add it up with others."""

@@ -75,7 +75,6 @@ class Run:
     last_byte_at: float
     kept_end: int = 0
     wanted: int | None = None
-    is_duplicate: bool = False
     is_answered: bool = False
     is_trimming: bool = False
     is_cancelled: bool = False
@@ -87,12 +86,10 @@ class Run:
         return max(0, grid.bytes_of(end - 1).end - self.position)
 
     def seconds_to(
-        self, end: int, grid: Grid, standing: MirrorStanding, guess: float | None, now: float
+        self, end: int, grid: Grid, standing: MirrorStanding, guess: float, now: float
     ) -> float:
-        """Predicted time until piece *end* - 1 is complete, infinite where nobody can tell."""
+        """Predicted time until piece *end* - 1 is complete."""
         rate = standing.rate if standing.rate is not None else guess
-        if rate is None:
-            return float("inf")
         transfer = self.bytes_to(end, grid) / max(rate, 1.0)
         if self.is_answered:
             return transfer

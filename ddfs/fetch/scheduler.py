@@ -17,31 +17,33 @@ piece sets.
 
 from __future__ import annotations
 
-import enum
 import itertools
-from collections.abc import Iterable
 from typing import Final
 
 from ddfs.fetch import pieces as states
 from ddfs.fetch.mirrors import Failure, FailureKind, MirrorStanding
-from ddfs.fetch.pieces import PieceTable
-from ddfs.fetch.runs import Action, Ask, Blame, Cancel, Extend, Recheck, Run, Trim
-from ddfs.fetch.widening import Widening
-from ddfs.model import Grid, MiB
+from ddfs.fetch.runs import Action, Ask, Extend, Run
+from ddfs.fetch.state import LATE_ANSWER_SECONDS, FetchState, Verdict
+from ddfs.model import MiB
 
 # A run lasts about this long: short enough that the file grows from the front, long enough
 # that the gap between two requests is small beside it.
 RUN_SECONDS: Final = 4.0
 MIN_RUN_BYTES: Final = 8 * MiB
 MAX_RUN_BYTES: Final = 64 * MiB
-# The gap between two requests is one latency: at most a tenth of a run.
-RUN_LATENCIES: Final = 10.0
+# A mirror that was not measured yet, in a small file: every mirror gets a part.
+MIN_FIRST_RUN_BYTES: Final = 2 * MiB
+# The gap between two requests is one latency: at most a twentieth of a run.
+RUN_LATENCIES: Final = 20.0
 
 # A run that would last longer than this is cut to RUN_SECONDS: others go on in front.
 LONG_RUN_SECONDS: Final = 2 * RUN_SECONDS
 
-# Nobody else has the first byte so late; its pieces go to others, one excepted.
-LATE_ANSWER_SECONDS: Final = 1.0
+# While no rate is known, a run is left alone for this long.
+HEDGE_SECONDS: Final = 0.5
+
+# A run that would last this much longer than the whole fetch is cut so that it does not.
+OVERTIME: Final = 1.2
 
 # Hard limits on silence, in seconds. The first where others deliver, the second where
 # nobody does; NAT tables and overloaded disks stay below them.
@@ -50,11 +52,12 @@ SILENCE_ALONE_SECONDS: Final = 30.0
 
 # The whole fetch gives up when it came no further than this in this time.
 GIVE_UP_SECONDS: Final = 60.0
-GIVE_UP_BYTES: Final = 64 * 1024
 
 # A duplicate or theft has to end sooner by this much, or the gain is noise.
 MIN_GAIN_SECONDS: Final = 0.03
 DUPLICATE_GAIN: Final = 0.9
+# Who fetches a piece a second time may fall silent as well.
+MAX_WRITERS: Final = 4
 
 # A reader's piece is moved elsewhere when it comes there in less than half the time and
 # this much sooner; moving cuts connections.
@@ -65,175 +68,8 @@ CONTESTED_AT_ONCE: Final = 64
 WANTS_AT_ONCE: Final = 48
 
 
-class Verdict(enum.Enum):
-    """Why it cannot go on."""
-
-    EXHAUSTED = "every mirror failed"
-    SILENT = "no mirror delivers"
-    SUSPECT = "mirrors agree on bytes that the document denies"
-
-
-class Scheduler:
-    """The state of one fetch. *mirrors* is their number; lower indexes are tried first."""
-
-    def __init__(self, grid: Grid, mirrors: int) -> None:
-        self.grid = grid
-        self.table = PieceTable(grid)
-        self.mirrors = [MirrorStanding(index) for index in range(mirrors)]
-        self.runs: dict[int, Run] = {}
-        self.verdict: Verdict | None = None
-        self.suspect_piece: int | None = None
-        self._busy: dict[int, Run] = {}
-        self._doubled: dict[int, set[int]] = {}
-        self._wants: dict[int, bool] = {}
-        self._disputed: set[int] = set()
-        self._notices: list[Action] = []
-        self._next_run = 0
-        self._received = 0
-        self._progress_at = 0.0
-        self._progress_bytes = 0
-        self._widening = Widening(grid.size, mirrors)
-
-    # -- what happens ---------------------------------------------------------------
-
-    def begin(self, pieces: Iterable[int], now: float) -> None:
-        """Start the clock. *pieces* are in the file and right, from an earlier run."""
-        self._progress_at = now
-        for piece in pieces:
-            self.table.hold_free(piece)
-
-    def progressed(self, run_id: int, position: int, now: float) -> None:
-        """All bytes of the run before *position* have arrived."""
-        run = self.runs[run_id]
-        standing = self.mirrors[run.mirror]
-        received = position - run.position
-        if not run.is_answered:
-            if received <= 0:
-                return
-            run.is_answered = True
-            standing.answered(now - run.started_at)
-            run.seen_at = now
-            # What came with the first sight has no duration to divide by.
-        elif not run.is_cancelled:
-            standing.observe(received, now - run.seen_at)
-            run.seen_at = now
-        if received > 0:
-            run.position, run.last_byte_at = position, now
-            self._received += received
-            if self._received - self._progress_bytes >= GIVE_UP_BYTES:
-                self._progress_bytes, self._progress_at = self._received, now
-
-    def piece_arrived(
-        self, run_id: int, piece: int, now: float, *, matches: bool, digest: bytes
-    ) -> bool:
-        """The run has written all of *piece*. Returns whether the piece is now held.
-
-        False with *matches* means that it is not needed, or has to be rechecked first.
-        """
-        run = self.runs[run_id]
-        run.next = piece + 1
-        self.progressed(run_id, max(run.position, self.grid.bytes_of(piece).end), now)
-        self._progress_at = now
-        writers = self._doubled.get(piece)
-        if writers is not None:
-            writers.discard(run_id)
-        if not matches:
-            self._reject(run, piece, digest)
-        if writers is None:
-            if matches:
-                self._hold(piece, run.mirror)
-            else:
-                self._give_back(piece)
-            return matches
-        if matches and self.table.states[piece] == states.ASKED:
-            self.table.states[piece] = states.CHECKING
-            for other in writers:
-                self._cancel(other, "another mirror was first")
-        if self.table.states[piece] == states.CHECKING:
-            self._recheck_if_alone(piece)
-        elif not writers:
-            self._give_back(piece)
-        return False
-
-    def rechecked(self, piece: int, *, matches: bool, mirror: int) -> bool:
-        """The answer to ``Recheck``; *mirror* sent the piece last. Whether it is now held."""
-        self._doubled.pop(piece, None)
-        if matches:
-            self._hold(piece, mirror)
-        else:
-            self.table.states[piece] = states.ASKED
-            self.table.release(piece, piece + 1)
-        return matches
-
-    def run_ended(self, run_id: int, now: float, failure: Failure | None = None) -> None:
-        """Nothing writes for this run any more. What it did not bring is free again."""
-        run = self.runs.pop(run_id)
-        del self._busy[run.mirror]
-        standing = self.mirrors[run.mirror]
-        if failure is not None:
-            standing.fail(failure, now)
-        elif run.is_answered and not run.is_cancelled:
-            standing.observe(0, now - run.seen_at)
-        self._drop_range(run, run.next, run.end)
-
-    def trimmed(self, run_id: int, end: int) -> None:
-        """The answer to ``Trim``: the run ends before piece *end*, and others may go on there."""
-        run = self.runs[run_id]
-        run.is_trimming = False
-        # Its writer was further than it had said: asking for less again would be in vain.
-        run.kept_end = end
-        old, run.end = run.end, min(end, run.end)
-        self._drop_range(run, max(run.end, run.next), old)
-
-    def found_rangeless(self, run_id: int) -> None:
-        """The mirror of this run sends the whole file whatever it is asked for."""
-        standing = self.mirrors[self.runs[run_id].mirror]
-        standing.is_rangeless = True
-        standing.last_error = "ignores ranges"
-
-    def want(self, first: int, end: int, *, urgent: bool = True) -> None:
-        """Somebody waits for these pieces. Urgent ones may cut short what others do."""
-        for piece in range(first, end):
-            if self.table.states[piece] != states.HELD:
-                self._wants[piece] = urgent or self._wants.get(piece, False)
-
-    def fetch_again(self, piece: int, not_from: Iterable[int]) -> None:
-        """A held piece is suspect: get it from a mirror that is not in *not_from*."""
-        contest = self.table.contest(piece)
-        for mirror in not_from:
-            contest.tries[mirror] = contest.tries.get(mirror, 0) + 1
-        self.table.reopen(piece)
-
-    def blame(self, mirror: int, reason: str) -> None:
-        """The mirror is out, for sending wrong bytes."""
-        if not self.mirrors[mirror].is_blamed:
-            self.mirrors[mirror].blame(reason)
-            self._notices.append(Blame(mirror, reason))
-            if mirror in self._busy:
-                self._cancel(self._busy[mirror].id, reason)
-
-    # -- what to know ---------------------------------------------------------------
-
-    @property
-    def is_complete(self) -> bool:
-        """Every piece is held and nothing is left to end."""
-        return self.table.is_complete and not self.runs
-
-    @property
-    def rate(self) -> float:
-        """Bytes per second that the busy mirrors bring together."""
-        return sum(self.mirrors[m].rate or 0.0 for m in self._busy)
-
-    def seconds_left(self) -> float | None:
-        """Predicted time to the end of the fetch, None while nobody can tell."""
-        rate = self.rate
-        return (self.grid.size - self.table.held_bytes) / rate if rate > 0 else None
-
-    def writers(self, piece: int) -> list[int]:
-        """The runs that may still write into *piece*."""
-        return [r.id for r in self.runs.values() if r.next <= piece < r.end]
-
-    # -- decisions ------------------------------------------------------------------
+class Scheduler(FetchState):
+    """Decides. Everything that happens is reported through :class:`state.FetchState`."""
 
     def decide(self, now: float) -> list[Action]:
         """What to do now. Call again after carrying it out, until it says nothing."""
@@ -273,7 +109,9 @@ class Scheduler:
 
     def _widen(self, now: float) -> None:
         untried = sum(not m.is_tried and m.out is None for m in self.mirrors)
-        failed = sum(m.is_tried and not m.is_usable(now) for m in self.mirrors)
+        failed = sum(
+            m.is_tried and (not m.is_usable(now) or m.slow_since is not None) for m in self.mirrors
+        )
         silent = sum(
             not r.is_answered and now - r.started_at > LATE_ANSWER_SECONDS
             for r in self.runs.values()
@@ -285,13 +123,7 @@ class Scheduler:
                 now, rate=self.rate, measured=measured, seconds_left=left, lost=failed + silent
             )
 
-    def _usable_ever(self) -> list[int]:
-        return [m.index for m in self.mirrors if m.out is None]
-
-    def _guess(self) -> float | None:
-        """The rate to expect of a mirror that was not measured yet."""
-        rates = [m.rate for m in self.mirrors if m.rate is not None and m.out is None]
-        return sum(rates) / len(rates) if rates else None
+    # -- giving work ----------------------------------------------------------------
 
     def _employ(self, mirror: int, now: float) -> Action | None:
         if self._is_last_resort(mirror):
@@ -319,12 +151,6 @@ class Scheduler:
             standing.forget_rate()
         return True
 
-    def _is_last_resort(self, mirror: int) -> bool:
-        """Whether it sends whole files only while somebody else can send parts."""
-        return self.mirrors[mirror].is_rangeless and any(
-            m.out is None and not m.is_rangeless for m in self.mirrors
-        )
-
     def _handle_rangeless(self, actions: list[Action]) -> None:
         """Let a mirror that sends all or nothing send all, if nobody else is there."""
         for run in self.runs.values():
@@ -339,16 +165,16 @@ class Scheduler:
                 run.end = behind[1]
                 actions.append(Extend(run.id, run.end))
 
-    # -- giving work ----------------------------------------------------------------
-
     def _run_bytes(self, mirror: int) -> float:
         standing = self.mirrors[mirror]
         left = self.table.free_bytes
         if standing.rate is None and standing.was_slow:
             return 0
         if standing.rate is None:
-            share = left / (2 * max(1, min(self._widening.width, len(self._usable_ever()))))
-            return min(max(share, MIN_RUN_BYTES), MAX_RUN_BYTES)
+            # Half of an equal share of all that is missing; the rest is given by speed.
+            missing = self.grid.size - self.table.held_bytes
+            share = missing / (2 * max(1, min(self._widening.width, len(self._usable_ever()))))
+            return min(max(share, MIN_FIRST_RUN_BYTES), MAX_RUN_BYTES)
         latency = RUN_LATENCIES * (standing.latency or 0.0)
         wanted = min(max(standing.rate * max(RUN_SECONDS, latency), MIN_RUN_BYTES), MAX_RUN_BYTES)
         # Towards the end half of its fair share, so that all end together and in order.
@@ -361,24 +187,6 @@ class Scheduler:
             return end
         count = max(1, round(self._run_bytes(mirror) / self.grid.piece_length))
         return min(end, first + count)
-
-    def _start(self, mirror: int, first: int, end: int, now: float) -> Run:
-        run = Run(
-            id=self._next_run,
-            mirror=mirror,
-            first=first,
-            end=end,
-            next=first,
-            position=first * self.grid.piece_length,
-            started_at=now,
-            seen_at=now,
-            last_byte_at=now,
-        )
-        self._next_run += 1
-        self.runs[run.id] = run
-        self._busy[mirror] = run
-        self.mirrors[mirror].is_tried = True
-        return run
 
     def _start_free(self, mirror: int, first: int, end: int, now: float) -> Ask:
         end = self._run_end(mirror, first, end)
@@ -411,26 +219,12 @@ class Scheduler:
         run = self._start(mirror, first, end, now)
         return Ask(run.id, mirror, first, end)
 
-    def _seconds_to(self, run: Run, end: int, now: float) -> float:
-        return run.seconds_to(end, self.grid, self.mirrors[run.mirror], self._guess(), now)
-
-    def _seconds_for(self, mirror: int, count: int) -> float:
-        """Predicted time in which an idle *mirror* brings *count* pieces."""
-        standing = self.mirrors[mirror]
-        rate = standing.rate if standing.rate is not None else self._guess()
-        if rate is None:
-            return float("inf")
-        return (standing.latency or 0.0) + count * self.grid.piece_length / max(rate, 1.0)
-
-    def _current_end(self, run: Run) -> int:
-        """The end of the piece that the run is in; what lies behind it can be taken."""
-        current = max(run.next, run.position // self.grid.piece_length) + 1
-        return min(max(current, run.kept_end), run.end)
-
     def _steal(self, mirror: int, now: float) -> Action | None:
         best: tuple[float, Run] | None = None
         for run in self.runs.values():
             if run.is_trimming or run.is_cancelled or self._current_end(run) >= run.end:
+                continue
+            if not self._is_comparable(run, now):
                 continue
             left = self._seconds_to(run, run.end, now)
             if best is None or left > best[0]:
@@ -439,59 +233,49 @@ class Scheduler:
             return None
         left, run = best
         rest = run.end - self._current_end(run)
-        mine = self.mirrors[mirror].rate or self._guess() or 1.0
+        mine = self.mirrors[mirror].rate or self._guess()
         theirs = self.mirrors[run.mirror].rate or (mine if run.is_answered else 0.0)
-        take = max(1, min(rest, round(rest * mine / (mine + theirs))))
+        take = max(1, min(rest, round(rest * mine / max(mine + theirs, 1.0))))
         if self._seconds_for(mirror, take) + MIN_GAIN_SECONDS >= left:
             return None
         return self._trim(run, run.end - take)
 
-    def _trim(self, run: Run, end: int) -> Trim:
-        run.is_trimming = True
-        return Trim(run.id, end)
+    def _is_comparable(self, run: Run, now: float) -> bool:
+        """Whether a run can be judged: rates are known, or it is late by any measure."""
+        return self._has_measure() or now - run.last_byte_at > HEDGE_SECONDS
 
     def _duplicate(self, mirror: int, now: float) -> Action | None:
-        best: tuple[float, int] | None = None
-        usable = self._usable_ever()
+        """Fetch a second time what would otherwise come last, if it comes sooner so."""
+        usable, left = self._usable_ever(), dict[int, float]()
         for run in self.runs.values():
             piece = run.next
-            if run.is_cancelled or piece >= run.end or not self._may_double(piece, run):
+            if run.is_cancelled or piece >= run.end or self.table.states[piece] != states.ASKED:
                 continue
-            if piece in self.table.contests and not self.table.contests[piece].is_open_to(
-                mirror, usable
-            ):
+            contest = self.table.contests.get(piece)
+            if contest is not None and not contest.is_open_to(mirror, usable):
                 continue
-            left = self._seconds_to(run, piece + 1, now)
-            if best is None or left > best[0]:
-                best = (left, piece)
-        if best is None or self._seconds_for(mirror, 1) + MIN_GAIN_SECONDS >= (
-            DUPLICATE_GAIN * best[0]
+            if not self._is_comparable(run, now):
+                continue
+            seconds = self._seconds_to(run, piece + 1, now)
+            left[piece] = min(seconds, left.get(piece, seconds))
+        free = [p for p in left if len(self._doubled.get(p, ())) < MAX_WRITERS]
+        latest = max(free, key=left.__getitem__, default=None)
+        if latest is None or self._seconds_for(mirror, 1) + MIN_GAIN_SECONDS >= (
+            DUPLICATE_GAIN * left[latest]
         ):
             return None
-        return self._start_duplicate(mirror, best[1], now)
-
-    def _may_double(self, piece: int, run: Run) -> bool:
-        return (
-            piece not in self._doubled
-            and self.table.states[piece] == states.ASKED
-            and run.mirror in self._busy
-        )
+        return self._start_duplicate(mirror, latest, now)
 
     def _start_duplicate(self, mirror: int, piece: int, now: float) -> Ask:
         writers = set(self.writers(piece))
         run = self._start(mirror, piece, piece + 1, now)
-        run.is_duplicate = True
-        self._doubled[piece] = writers | {run.id}
+        self._doubled.setdefault(piece, writers).add(run.id)
         return Ask(run.id, mirror, piece, piece + 1)
 
     # -- readers --------------------------------------------------------------------
 
     def _serve_wants(self, now: float, actions: list[Action]) -> None:
-        if not self._wants:
-            return
-        for piece in [p for p in self._wants if self.table.states[p] == states.HELD]:
-            del self._wants[piece]
-        for piece, urgent in list(self._wants.items())[:WANTS_AT_ONCE]:
+        for piece, urgent in list(itertools.islice(self._wants.items(), WANTS_AT_ONCE)):
             action = self._serve(piece, urgent, now)
             if action is not None:
                 actions.append(action)
@@ -553,8 +337,11 @@ class Scheduler:
 
     def _hasten(self, piece: int, urgent: bool, now: float) -> Action | None:
         """A wanted piece is on its way; move it if it comes much sooner from elsewhere."""
-        run = next((r for r in self.runs.values() if r.next <= piece < r.end), None)
-        if run is None or run.is_trimming or run.is_cancelled or piece in self._doubled:
+        writers = [r for r in self.runs.values() if r.next <= piece < r.end]
+        if not 0 < len(writers) < MAX_WRITERS:
+            return None
+        run = min(writers, key=lambda r: self._seconds_to(r, piece + 1, now))
+        if run.is_trimming or run.is_cancelled:
             return None
         best = self._soonest(piece, urgent, now)
         if best is None or best[1] == run.mirror:
@@ -584,15 +371,22 @@ class Scheduler:
             if not run.is_answered:
                 if now - run.started_at > LATE_ANSWER_SECONDS + 2 * (standing.latency or 0.0):
                     actions.append(self._trim(run, current))
-            elif (
-                standing.is_settled
-                and standing.rate is not None
-                and self._seconds_to(run, run.end, now) > LONG_RUN_SECONDS
-            ):
-                reach = run.position + standing.rate * RUN_SECONDS
-                end = max(current, int(reach // self.grid.piece_length) + 1)
-                if end < run.end:
-                    actions.append(self._trim(run, end))
+            elif standing.is_settled and standing.rate is not None:
+                reach = self._reach(self._seconds_to(run, run.end, now))
+                if reach is None:
+                    continue
+                end = int((run.position + standing.rate * reach) // self.grid.piece_length)
+                if max(current, end) < run.end:
+                    actions.append(self._trim(run, max(current, end)))
+
+    def _reach(self, seconds: float) -> float | None:
+        """How many of the *seconds* that a run would last it should have; None for all."""
+        if seconds > LONG_RUN_SECONDS:
+            return RUN_SECONDS
+        left = self.seconds_left()
+        if left is not None and seconds > OVERTIME * left + MIN_GAIN_SECONDS:
+            return left
+        return None
 
     def _expire(self, now: float) -> None:
         """Give up on runs that are silent for too long."""
@@ -634,61 +428,3 @@ class Scheduler:
         deadline = self._progress_at + GIVE_UP_SECONDS
         if now > deadline or (not self.runs and chance > deadline):
             self.verdict = Verdict.SILENT
-
-    def _cancel(self, run_id: int, reason: str) -> None:
-        run = self.runs.get(run_id)
-        if run is not None and not run.is_cancelled:
-            run.is_cancelled = True
-            self._notices.append(Cancel(run_id, reason))
-
-    def _reject(self, run: Run, piece: int, digest: bytes) -> None:
-        """Count wrong bytes against the mirror and let others look at its next pieces."""
-        contest = self.table.contest(piece)
-        contest.tries[run.mirror] = contest.tries.get(run.mirror, 0) + 1
-        contest.digests[run.mirror] = digest
-        self._disputed.add(piece)
-        usable = self._usable_ever()
-        standing = self.mirrors[run.mirror]
-        standing.reject(is_alone=usable == [run.mirror])
-        # Cut short: idle, it is the one to try the contested pieces of others.
-        self._cancel(run.id, standing.last_error or "wrong bytes")
-        if standing.out is not None and not standing.is_blamed:
-            standing.is_blamed = True
-            self._notices.append(Blame(run.mirror, standing.out))
-
-    def _give_back(self, piece: int) -> None:
-        self._doubled.pop(piece, None)
-        self.table.states[piece] = states.ASKED
-        self.table.release(piece, piece + 1)
-
-    def _hold(self, piece: int, mirror: int) -> None:
-        self.table.hold(piece)
-        self._wants.pop(piece, None)
-        self._disputed.discard(piece)
-        self.mirrors[mirror].delivered()
-        contest = self.table.contests.pop(piece, None)
-        for liar in contest.digests if contest is not None else ():
-            if liar != mirror:
-                self.blame(liar, f"sent wrong bytes for piece {piece}, which another mirror had")
-
-    def _drop_range(self, run: Run, first: int, end: int) -> None:
-        """The run does not bring *first* to *end* - 1; what nobody else writes is free."""
-        start = first
-        for piece in range(first, end) if self._doubled else ():
-            writers = self._doubled.get(piece)
-            if writers is None:
-                continue
-            if start < piece:
-                self.table.release(start, piece)
-            start = piece + 1
-            writers.discard(run.id)
-            if self.table.states[piece] == states.CHECKING:
-                self._recheck_if_alone(piece)
-            elif not writers:
-                self._give_back(piece)
-        if start < end:
-            self.table.release(start, end)
-
-    def _recheck_if_alone(self, piece: int) -> None:
-        if not self._doubled[piece]:
-            self._notices.append(Recheck(piece))

@@ -25,9 +25,11 @@ from ddfs.fetch.events import (
     PieceVerified,
     WholeFileCompared,
 )
+from ddfs.fetch.explain import explain
+from ddfs.fetch.mirrors import MirrorStanding
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.runs import Action, Ask, Blame, Cancel, Extend, Recheck, Trim
-from ddfs.fetch.scheduler import Scheduler, Verdict
+from ddfs.fetch.scheduler import Scheduler
 from ddfs.fetch.segment import Segment
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 from ddfs.fetch.target import PieceRecord, Target
@@ -101,6 +103,7 @@ class Transfer:
         self._resumed = 0
         self._comparisons = 0
         self._front = 0
+        self._now = 0.0
         self._follower = FrontHasher(target.fd, self._digests)
         self._error: errors.DdfsError | None = None
         self._nursery: trio.Nursery | None = None
@@ -142,26 +145,19 @@ class Transfer:
             size=self._grid.size,
             bytes_per_second=self._scheduler.rate,
             seconds_left=self._scheduler.seconds_left(),
-            mirrors=tuple(self._mirror_statistics(i, n) for i, n in enumerate(received)),
+            mirrors=tuple(map(self._describe, self._scheduler.mirrors, self._mirrors, received)),
             refetched_bytes=max(0, sum(received) - fresh - partial),
         )
 
-    def _mirror_statistics(self, mirror: int, received: int) -> MirrorStatistics:
-        standing = self._scheduler.mirrors[mirror]
-        is_busy = any(index == mirror for index, _ in self._segments.values())
-        if standing.out is not None:
-            state = "out"
-        elif is_busy:
-            state = "busy"
-        elif not standing.is_tried:
-            state = "untried"
-        else:
-            state = "idle" if standing.is_usable(trio.current_time()) else "resting"
+    def _describe(
+        self, standing: MirrorStanding, mirror: Mirror, received: int
+    ) -> MirrorStatistics:
+        is_busy = any(index == standing.index for index, _ in self._segments.values())
         return MirrorStatistics(
-            url=self._mirrors[mirror].url,
+            url=mirror.url,
             bytes_received=received,
             bytes_per_second=(standing.rate or 0.0) if is_busy else 0.0,
-            state=state,
+            state="busy" if is_busy and standing.out is None else standing.state(self._now),
             last_error=standing.last_error,
             rejected_pieces=standing.rejected,
         )
@@ -181,7 +177,7 @@ class Transfer:
         """
         started = trio.current_time()
         self._resume()
-        self._scheduler_begin(started)
+        self._begin(started)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -216,7 +212,7 @@ class Transfer:
                 self._inquest.digests[record.piece] = record.sha256
             self._journaled.add(record.piece)
 
-    def _scheduler_begin(self, now: float) -> None:
+    def _begin(self, now: float) -> None:
         self._scheduler.begin(sorted(self._journaled), now)
         self._resumed = self._scheduler.table.held_bytes
         self._advance_front()
@@ -252,7 +248,7 @@ class Transfer:
                 await self._wakeup.wait()
             self._wakeup = trio.Event()
             self._take_arrivals()
-            now = trio.current_time()
+            now = self._now = trio.current_time()
             if now >= next_tick:
                 next_tick = now + TICK_SECONDS
                 self._take_progress(now)
@@ -322,7 +318,7 @@ class Transfer:
         if self._scheduler.is_complete:
             self._complete.set()
         elif self._scheduler.verdict is not None:
-            self._fail(self._verdict(self._scheduler.verdict))
+            self._fail(explain(self._scheduler, self._manifest.name, self._mirrors))
 
     def _do(self, action: Action) -> None:
         match action:
@@ -520,24 +516,6 @@ class Transfer:
 
     def _blame(self, mirror: int, reason: str) -> None:
         self._scheduler.blame(mirror, reason)
-
-    # -- failing --------------------------------------------------------------------
-
-    def _verdict(self, verdict: Verdict) -> errors.SourceError:
-        name = self._manifest.name
-        if verdict is Verdict.SUSPECT:
-            return errors.ChecksumError(
-                f"{name}: several mirrors send the same bytes for piece "
-                f"{self._scheduler.suspect_piece}, and they do not match the document; "
-                "the document is wrong or out of date"
-            )
-        what = "no mirror delivers" if verdict is Verdict.SILENT else "every mirror failed"
-        failures = tuple(
-            errors.MirrorError(self._mirrors[m.index].url, m.last_error or "sends nothing")
-            for m in self._scheduler.mirrors
-            if m.is_tried
-        )
-        return errors.MirrorsExhaustedError(f"{name}: {what}", failures)
 
 
 def _in_order(mirrors: Iterable[Mirror], location: str | None) -> list[Mirror]:

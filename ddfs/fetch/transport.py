@@ -247,4 +247,14 @@ class Transport:
 
 
 def _describe_connect(error: OSError) -> str:
-    return os.strerror(error.errno).lower() if error.errno else str(error)
+    """What went wrong on the host's addresses; trio keeps the reasons below a summary."""
+    causes = getattr(error.__cause__, "exceptions", (error.__cause__ or error,))
+    texts = {_reason(each) for each in causes}
+    return "cannot be connected to: " + ", ".join(sorted(texts))
+
+
+def _reason(error: BaseException) -> str:
+    # The resolver's error numbers are its own, and negative.
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return str(error)

@@ -44,8 +44,8 @@ class Widening:
         """Widen if it seems to help.
 
         *rate* is the sum of now, *measured* says that every busy mirror's part of it is
-        known. *lost* counts tried mirrors that rest, are out or do not answer: each is
-        replaced at once.
+        known. *lost* counts tried mirrors that rest, are out, do not answer or are left
+        alone as too slow: each is replaced at once.
         """
         if lost > self._lost:
             self._grow(lost - self._lost)
@@ -60,12 +60,17 @@ class Widening:
         grew = rate >= GROWTH * self._base
         if not grew:
             self._fruitless += 1
-        if self._fruitless >= MAX_FRUITLESS or not (grew or seconds_left > PATIENCE_SECONDS):
+        if self._fruitless >= MAX_FRUITLESS:
+            # The link is full, or so it seems; look again now and then.
+            if since < PATIENCE_SECONDS:
+                return
+            self._step = 1
+        elif not grew and seconds_left <= PATIENCE_SECONDS:
             self._widened_at = now
             return
         self._base = max(self._base, rate)
         # Far from the end nobody good is at work yet: double, whatever the step was.
-        patient = seconds_left > PATIENCE_SECONDS
+        patient = seconds_left > PATIENCE_SECONDS and self._fruitless < MAX_FRUITLESS
         self._grow(max(self._step, self.width) if patient else self._step)
         self._step *= 2
         self._widened_at = now

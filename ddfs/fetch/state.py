@@ -1,0 +1,312 @@
+"""What a fetch knows: its pieces, its runs, its mirrors, and what every event does to them.
+
+Pure. :class:`scheduler.Scheduler` adds the decisions.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Final
+
+from ddfs.fetch import pieces as states
+from ddfs.fetch.mirrors import Failure, MirrorStanding
+from ddfs.fetch.pieces import PieceTable
+from ddfs.fetch.runs import Action, Blame, Cancel, Recheck, Run, Trim
+from ddfs.fetch.widening import Widening
+from ddfs.model import Grid, MiB
+
+# Progress is this many bytes more; a mirror that drips is none.
+GIVE_UP_BYTES: Final = 64 * 1024
+
+# Bytes per second to reckon with while no mirror was measured.
+UNKNOWN_RATE: Final = 4.0 * MiB
+
+# Nobody else has the first byte so late; its pieces go to others, one excepted.
+LATE_ANSWER_SECONDS: Final = 1.0
+
+
+class Verdict(enum.Enum):
+    """Why it cannot go on."""
+
+    EXHAUSTED = "every mirror failed"
+    SILENT = "no mirror delivers"
+    SUSPECT = "mirrors agree on bytes that the document denies"
+
+
+class FetchState:
+    """The state of one fetch. *mirrors* is their number; lower indexes are tried first."""
+
+    def __init__(self, grid: Grid, mirrors: int) -> None:
+        self.grid = grid
+        self.table = PieceTable(grid)
+        self.mirrors = [MirrorStanding(index) for index in range(mirrors)]
+        self.runs: dict[int, Run] = {}
+        self.verdict: Verdict | None = None
+        self.suspect_piece: int | None = None
+        self._busy: dict[int, Run] = {}
+        self._doubled: dict[int, set[int]] = {}
+        self._wants: dict[int, bool] = {}
+        self._disputed: set[int] = set()
+        self._notices: list[Action] = []
+        self._next_run = 0
+        self._received = 0
+        self._progress_at = 0.0
+        self._progress_bytes = 0
+        self._widening = Widening(grid.size, mirrors)
+
+    def begin(self, pieces: Iterable[int], now: float) -> None:
+        """Start the clock. *pieces* are in the file and right, from an earlier run."""
+        self._progress_at = now
+        for piece in pieces:
+            self.table.hold_free(piece)
+
+    def progressed(self, run_id: int, position: int, now: float) -> None:
+        """All bytes of the run before *position* have arrived."""
+        run = self.runs[run_id]
+        standing = self.mirrors[run.mirror]
+        received = position - run.position
+        if not run.is_answered:
+            if received <= 0:
+                return
+            run.is_answered = True
+            standing.answered(now - run.started_at)
+            run.seen_at = now
+            # What came with the first sight has no duration to divide by.
+        elif not run.is_cancelled:
+            standing.observe(received, now - run.seen_at)
+            run.seen_at = now
+        if received > 0:
+            run.position, run.last_byte_at = position, now
+            self._received += received
+            if self._received - self._progress_bytes >= GIVE_UP_BYTES:
+                self._progress_bytes, self._progress_at = self._received, now
+
+    def piece_arrived(
+        self, run_id: int, piece: int, now: float, *, matches: bool, digest: bytes
+    ) -> bool:
+        """The run has written all of *piece*. Returns whether the piece is now held.
+
+        False with *matches* means that it is not needed, or has to be rechecked first.
+        """
+        run = self.runs[run_id]
+        run.next = piece + 1
+        self.progressed(run_id, max(run.position, self.grid.bytes_of(piece).end), now)
+        self._progress_at = now
+        writers = self._doubled.get(piece)
+        if writers is not None:
+            writers.discard(run_id)
+        if not matches:
+            self._reject(run, piece, digest)
+        if writers is None:
+            if matches:
+                self._hold(piece, run.mirror)
+            else:
+                self._give_back(piece)
+            return matches
+        if matches and self.table.states[piece] == states.ASKED:
+            self.table.states[piece] = states.CHECKING
+            for other in writers:
+                self._cancel(other, "another mirror was first")
+        if self.table.states[piece] == states.CHECKING:
+            self._recheck_if_alone(piece)
+        elif not writers:
+            self._give_back(piece)
+        return False
+
+    def rechecked(self, piece: int, *, matches: bool, mirror: int) -> bool:
+        """The answer to ``Recheck``; *mirror* sent the piece last. Whether it is now held."""
+        self._doubled.pop(piece, None)
+        if matches:
+            self._hold(piece, mirror)
+        else:
+            self.table.states[piece] = states.ASKED
+            self.table.release(piece, piece + 1)
+        return matches
+
+    def run_ended(self, run_id: int, now: float, failure: Failure | None = None) -> None:
+        """Nothing writes for this run any more. What it did not bring is free again."""
+        run = self.runs.pop(run_id)
+        del self._busy[run.mirror]
+        self._notices = [
+            n for n in self._notices if not (isinstance(n, Cancel) and n.run == run_id)
+        ]
+        standing = self.mirrors[run.mirror]
+        if failure is not None:
+            standing.fail(failure, now)
+        elif run.is_answered and not run.is_cancelled:
+            standing.observe(0, now - run.seen_at)
+        elif not run.is_answered and now - run.started_at > LATE_ANSWER_SECONDS:
+            # Silence is a measurement too; else it would pass for a mirror of average speed.
+            standing.observe(0, now - run.started_at)
+        self._drop_range(run, run.next, run.end)
+
+    def trimmed(self, run_id: int, end: int) -> None:
+        """The answer to ``Trim``: the run ends before piece *end*, and others may go on there."""
+        run = self.runs[run_id]
+        run.is_trimming = False
+        # Its writer was further than it had said: asking for less again would be in vain.
+        run.kept_end = end
+        old, run.end = run.end, min(end, run.end)
+        self._drop_range(run, max(run.end, run.next), old)
+
+    def found_rangeless(self, run_id: int) -> None:
+        """The mirror of this run sends the whole file whatever it is asked for."""
+        standing = self.mirrors[self.runs[run_id].mirror]
+        standing.is_rangeless = True
+        standing.last_error = "ignores ranges"
+
+    def want(self, first: int, end: int, *, urgent: bool = True) -> None:
+        """Somebody waits for these pieces. Urgent ones may cut short what others do."""
+        for piece in range(first, end):
+            if self.table.states[piece] != states.HELD:
+                self._wants[piece] = urgent or self._wants.get(piece, False)
+
+    def fetch_again(self, piece: int, not_from: Iterable[int]) -> None:
+        """A held piece is suspect: get it from a mirror that is not in *not_from*."""
+        contest = self.table.contest(piece)
+        for mirror in not_from:
+            contest.tries[mirror] = contest.tries.get(mirror, 0) + 1
+        self.table.reopen(piece)
+
+    def blame(self, mirror: int, reason: str) -> None:
+        """The mirror is out, for sending wrong bytes."""
+        if not self.mirrors[mirror].is_blamed:
+            self.mirrors[mirror].blame(reason)
+            self._notices.append(Blame(mirror, reason))
+            if mirror in self._busy:
+                self._cancel(self._busy[mirror].id, reason)
+
+    # -- what to know ---------------------------------------------------------------
+
+    @property
+    def is_complete(self) -> bool:
+        """Every piece is held and nothing is left to end."""
+        return self.table.is_complete and not self.runs
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second that the busy mirrors bring together."""
+        return sum(self.mirrors[m].rate or 0.0 for m in self._busy)
+
+    def seconds_left(self) -> float | None:
+        """Predicted time to the end of the fetch, None while nobody can tell."""
+        rate = self.rate
+        return (self.grid.size - self.table.held_bytes) / rate if rate > 0 else None
+
+    def writers(self, piece: int) -> list[int]:
+        """The runs that may still write into *piece*."""
+        return [r.id for r in self.runs.values() if r.next <= piece < r.end]
+
+    def _usable_ever(self) -> list[int]:
+        return [m.index for m in self.mirrors if m.out is None]
+
+    def _has_measure(self) -> bool:
+        return any(m.rate is not None and m.out is None for m in self.mirrors)
+
+    def _guess(self) -> float:
+        """The rate to expect of a mirror that was not measured yet."""
+        rates = [m.rate for m in self.mirrors if m.rate is not None and m.out is None]
+        return sum(rates) / len(rates) if rates else UNKNOWN_RATE
+
+    def _seconds_to(self, run: Run, end: int, now: float) -> float:
+        return run.seconds_to(end, self.grid, self.mirrors[run.mirror], self._guess(), now)
+
+    def _seconds_for(self, mirror: int, count: int) -> float:
+        """Predicted time in which an idle *mirror* brings *count* pieces."""
+        standing = self.mirrors[mirror]
+        rate = standing.rate if standing.rate is not None else self._guess()
+        return (standing.latency or 0.0) + count * self.grid.piece_length / max(rate, 1.0)
+
+    def _current_end(self, run: Run) -> int:
+        """The end of the piece that the run is in; what lies behind it can be taken."""
+        current = max(run.next, run.position // self.grid.piece_length) + 1
+        return min(max(current, run.kept_end), run.end)
+
+    def _is_last_resort(self, mirror: int) -> bool:
+        """Whether it sends whole files only while somebody else can send parts."""
+        return self.mirrors[mirror].is_rangeless and any(
+            m.out is None and not m.is_rangeless for m in self.mirrors
+        )
+
+    # -- what follows from it -------------------------------------------------------
+
+    def _start(self, mirror: int, first: int, end: int, now: float) -> Run:
+        run = Run(
+            id=self._next_run,
+            mirror=mirror,
+            first=first,
+            end=end,
+            next=first,
+            position=first * self.grid.piece_length,
+            started_at=now,
+            seen_at=now,
+            last_byte_at=now,
+        )
+        self._next_run += 1
+        self.runs[run.id] = run
+        self._busy[mirror] = run
+        self.mirrors[mirror].is_tried = True
+        return run
+
+    def _trim(self, run: Run, end: int) -> Trim:
+        run.is_trimming = True
+        return Trim(run.id, end)
+
+    def _cancel(self, run_id: int, reason: str) -> None:
+        run = self.runs.get(run_id)
+        if run is not None and not run.is_cancelled:
+            run.is_cancelled = True
+            self._notices.append(Cancel(run_id, reason))
+
+    def _reject(self, run: Run, piece: int, digest: bytes) -> None:
+        """Count wrong bytes against the mirror and let others look at its next pieces."""
+        contest = self.table.contest(piece)
+        contest.tries[run.mirror] = contest.tries.get(run.mirror, 0) + 1
+        contest.digests[run.mirror] = digest
+        self._disputed.add(piece)
+        usable = self._usable_ever()
+        standing = self.mirrors[run.mirror]
+        standing.reject(is_alone=usable == [run.mirror])
+        # Cut short: idle, it is the one to try the contested pieces of others.
+        self._cancel(run.id, standing.last_error or "wrong bytes")
+        if standing.out is not None and not standing.is_blamed:
+            standing.is_blamed = True
+            self._notices.append(Blame(run.mirror, standing.out))
+
+    def _give_back(self, piece: int) -> None:
+        self._doubled.pop(piece, None)
+        self.table.states[piece] = states.ASKED
+        self.table.release(piece, piece + 1)
+
+    def _hold(self, piece: int, mirror: int) -> None:
+        self.table.hold(piece)
+        self._wants.pop(piece, None)
+        self._disputed.discard(piece)
+        self.mirrors[mirror].delivered()
+        contest = self.table.contests.pop(piece, None)
+        for liar in contest.digests if contest is not None else ():
+            if liar != mirror:
+                self.blame(liar, f"sent wrong bytes for piece {piece}, which another mirror had")
+
+    def _drop_range(self, run: Run, first: int, end: int) -> None:
+        """The run does not bring *first* to *end* - 1; what nobody else writes is free."""
+        start = first
+        for piece in range(first, end) if self._doubled else ():
+            writers = self._doubled.get(piece)
+            if writers is None:
+                continue
+            if start < piece:
+                self.table.release(start, piece)
+            start = piece + 1
+            writers.discard(run.id)
+            if self.table.states[piece] == states.CHECKING:
+                self._recheck_if_alone(piece)
+            elif not writers:
+                self._give_back(piece)
+        if start < end:
+            self.table.release(start, end)
+
+    def _recheck_if_alone(self, piece: int) -> None:
+        if not self._doubled[piece]:
+            self._notices.append(Recheck(piece))
