@@ -23,6 +23,7 @@ _END_SECONDS: Final = 2.0
 # killed, and that is just when the guard is needed.
 _SCRIPT: Final = """
 trap '' HUP INT TERM
+echo ready; exec >/dev/null
 read -r _ && exit 0
 while read -r _ _ device _ point _; do
     [ "$device" = "$2" ] && [ "$point" = "$3" ] && exec umount -l -- "$1"
@@ -31,8 +32,9 @@ done < /proc/self/mountinfo
 
 
 class Guard:
-    """Watches this process for the life of one mount.
+    """Watches this process for the life of one mount; on guard once it is made.
 
+    Made and dismissed in a thread: both wait some milliseconds for the other process.
     ``lock_fd`` is a locked descriptor that the guard keeps open as long as it runs: a new
     daemon that waits for the lock before it mounts cannot have its mount taken away, though
     the kernel likes to give it the same device number.
@@ -45,13 +47,18 @@ class Guard:
                 mount.mountpoint, mount.device, mounts.escape(mount.mountpoint),
             ],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
             pass_fds=(lock_fd,),
             # Ctrl-C and `kill -- -PGID` are meant for the daemon alone.
             start_new_session=True,
         )  # fmt: skip
+
+        # Not before it ignores the signals that are meant for the daemon.
+        assert self._process.stdout is not None
+        with self._process.stdout as greeting:
+            greeting.readline()
 
     @property
     def pid(self) -> int:
