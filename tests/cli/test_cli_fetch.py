@@ -6,6 +6,9 @@ import hashlib
 import http.server
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -141,13 +144,18 @@ def test_the_report() -> None:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves what is in ``files`` with ranges; ``wrong`` paths have their bytes turned."""
+    """Serves what is in ``files`` with ranges.
+
+    Paths under ``/wrong`` have their bytes turned, those under ``/stuck`` stop after some.
+    """
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
+    stuck: threading.Event
+    released: threading.Event
 
     def do_GET(self) -> None:
-        content = self.files.get(self.path.replace("/wrong", ""))
+        content = self.files.get(re.sub("^/(wrong|stuck)/", "/", self.path))
         if content is None:
             self.send_error(404)
             return
@@ -162,6 +170,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("content-range", f"bytes {start}-{last}/{len(content)}")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
+        if self.path.startswith("/stuck/"):
+            self.wfile.write(body[:100_000])
+            self.stuck.set()
+            self.released.wait(30)
+            self.close_connection = True
+            return
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base's name)
@@ -176,6 +190,7 @@ class Server(http.server.ThreadingHTTPServer):
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[str]:
     """The address of a server for *files*, which may still grow."""
+    Handler.stuck, Handler.released = threading.Event(), threading.Event()
     handler = type("FilesHandler", (Handler,), {"files": files})
     server = Server(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -184,6 +199,7 @@ def serving(files: dict[str, bytes]) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        Handler.released.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -208,6 +224,7 @@ def site(image: Path) -> Iterator[str]:
             ("mixed", [f"{address}/wrong/x.img", f"{address}/x.img"]),
             ("bad", [f"{address}/wrong/x.img"]),
             ("gone", [f"{address}/gone.img"]),
+            ("stuck", [f"{address}/stuck/x.img"]),
         ):
             manifest = write.describe_file(image, urls, 262_144)
             files[f"/{name}.meta4"] = write.make(manifest).encode()
@@ -275,3 +292,28 @@ def test_a_missing_document_names_it(ddfs: Ddfs, site: str, tmp_path: Path) -> N
     assert done.code == errors.EXIT_SOURCE
     assert f"{site}/none.meta4" in done.err
     assert done.err.count("\n") == 1
+
+
+def test_an_interrupt_is_quiet_and_loses_nothing(
+    ddfs: Ddfs, site: str, image: Path, tmp_path: Path
+) -> None:
+    program = [sys.executable, "-c", "from ddfs.cli.main import main; main()"]
+    target = tmp_path / "y"
+    process = subprocess.Popen(
+        [*program, "fetch", f"{site}/stuck.meta4", "-o", str(target)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell in the background makes its children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert Handler.stuck.wait(30)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert not target.exists()
+    assert ddfs("fetch", f"{site}/good.meta4", "-o", str(target)).code == 0
+    assert target.read_bytes() == image.read_bytes()
