@@ -57,7 +57,7 @@ GIVE_UP_SECONDS: Final = 60.0
 MIN_GAIN_SECONDS: Final = 0.03
 DUPLICATE_GAIN: Final = 0.9
 # Who fetches a piece a second time may fall silent as well.
-MAX_WRITERS: Final = 4
+MAX_WRITERS: Final = 8
 
 # A reader's piece is moved elsewhere when it comes there in less than half the time and
 # this much sooner; moving cuts connections.
@@ -73,6 +73,7 @@ class Scheduler(FetchState):
 
     def decide(self, now: float) -> list[Action]:
         """What to do now. Call again after carrying it out, until it says nothing."""
+        self._now = now
         self._expire(now)
         self._widen(now)
         actions: list[Action] = self._notices
@@ -117,6 +118,8 @@ class Scheduler(FetchState):
             for r in self.runs.values()
         )
         if untried and not self.table.is_complete:
+            if not self.runs and self._widening.width <= sum(m.is_tried for m in self.mirrors):
+                self._widening.grow(1)  # those tried so far have nothing that they may do
             measured = all(self.mirrors[m].is_trusted for m in self._busy)
             left = self.seconds_left()
             self._widening.consider(
@@ -140,7 +143,7 @@ class Scheduler(FetchState):
     def _is_hopeless(self, mirror: int, now: float) -> bool:
         """Whether one piece would take it longer than the others need for all the rest."""
         standing = self.mirrors[mirror]
-        others = sum(self.mirrors[m].rate or 0.0 for m in self._busy if m != mirror)
+        others = sum(self._rate_of(run) for m, run in self._busy.items() if m != mirror)
         if standing.rate is None or others <= 0:
             return False
         mine = (standing.latency or 0.0) + self.grid.piece_length / max(standing.rate, 1.0)
@@ -178,7 +181,7 @@ class Scheduler(FetchState):
         latency = RUN_LATENCIES * (standing.latency or 0.0)
         wanted = min(max(standing.rate * max(RUN_SECONDS, latency), MIN_RUN_BYTES), MAX_RUN_BYTES)
         # Towards the end half of its fair share, so that all end together and in order.
-        others = sum(self.mirrors[m].rate or 0.0 for m in self._busy if m != mirror)
+        others = sum(self._rate_of(run) for m, run in self._busy.items() if m != mirror)
         fair = 0.5 * left * standing.rate / (standing.rate + others) if others else left
         return min(wanted, max(fair, MIN_RUN_BYTES, standing.rate * latency))
 
@@ -371,7 +374,7 @@ class Scheduler(FetchState):
             if not run.is_answered:
                 if now - run.started_at > LATE_ANSWER_SECONDS + 2 * (standing.latency or 0.0):
                     actions.append(self._trim(run, current))
-            elif standing.is_settled and standing.rate is not None:
+            elif standing.is_settled and standing.rate:
                 reach = self._reach(self._seconds_to(run, run.end, now))
                 if reach is None:
                     continue

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ddfs.fetch import pieces as states
-from ddfs.fetch.mirrors import Failure, MirrorStanding
+from ddfs.fetch.mirrors import MIN_SAMPLE_SECONDS, Failure, MirrorStanding
 from ddfs.fetch.pieces import PieceTable
 from ddfs.fetch.runs import Action, Blame, Cancel, Recheck, Run, Trim
 from ddfs.fetch.widening import Widening
@@ -19,8 +19,12 @@ from ddfs.model import Grid, MiB
 # Progress is this many bytes more; a mirror that drips is none.
 GIVE_UP_BYTES: Final = 64 * 1024
 
-# Bytes per second to reckon with while no mirror was measured.
-UNKNOWN_RATE: Final = 4.0 * MiB
+# Bytes per second to expect of a mirror that was not measured, if others are slower: with
+# less nobody would ask it while the others are worse.
+UNKNOWN_RATE: Final = 2.0 * MiB
+
+# A request that brought less says nothing about its mirror's rate.
+MIN_MEASURED_BYTES: Final = 256 * 1024
 
 # Nobody else has the first byte so late; its pieces go to others, one excepted.
 LATE_ANSWER_SECONDS: Final = 1.0
@@ -52,12 +56,13 @@ class FetchState:
         self._next_run = 0
         self._received = 0
         self._progress_at = 0.0
+        self._now = 0.0
         self._progress_bytes = 0
         self._widening = Widening(grid.size, mirrors)
 
     def begin(self, pieces: Iterable[int], now: float) -> None:
         """Start the clock. *pieces* are in the file and right, from an earlier run."""
-        self._progress_at = now
+        self._progress_at = self._now = now
         for piece in pieces:
             self.table.hold_free(piece)
 
@@ -134,6 +139,12 @@ class FetchState:
         standing = self.mirrors[run.mirror]
         if failure is not None:
             standing.fail(failure, now)
+        elif run.is_answered and standing.rate is None:
+            # Too short to be seen twice: the wait for its first byte is then counted too,
+            # and a handful of bytes says nothing.
+            received = run.position - run.first * self.grid.piece_length
+            if received >= MIN_MEASURED_BYTES:
+                standing.observe(received, max(now - run.started_at, MIN_SAMPLE_SECONDS))
         elif run.is_answered and not run.is_cancelled:
             standing.observe(0, now - run.seen_at)
         elif not run.is_answered and now - run.started_at > LATE_ANSWER_SECONDS:
@@ -187,7 +198,15 @@ class FetchState:
     @property
     def rate(self) -> float:
         """Bytes per second that the busy mirrors bring together."""
-        return sum(self.mirrors[m].rate or 0.0 for m in self._busy)
+        return sum(self._rate_of(run) for run in self.runs.values())
+
+    def _rate_of(self, run: Run) -> float:
+        """What a run brings now. Its mirror may be known as fast and be silent all the same."""
+        standing = self.mirrors[run.mirror]
+        late = LATE_ANSWER_SECONDS / 2 + 2 * (standing.latency or 0.0)
+        if not run.is_answered and self._now - run.started_at > late:
+            return 0.0
+        return standing.rate or 0.0
 
     def seconds_left(self) -> float | None:
         """Predicted time to the end of the fetch, None while nobody can tell."""
@@ -207,7 +226,7 @@ class FetchState:
     def _guess(self) -> float:
         """The rate to expect of a mirror that was not measured yet."""
         rates = [m.rate for m in self.mirrors if m.rate is not None and m.out is None]
-        return sum(rates) / len(rates) if rates else UNKNOWN_RATE
+        return max(sum(rates) / len(rates), UNKNOWN_RATE) if rates else UNKNOWN_RATE
 
     def _seconds_to(self, run: Run, end: int, now: float) -> float:
         return run.seconds_to(end, self.grid, self.mirrors[run.mirror], self._guess(), now)

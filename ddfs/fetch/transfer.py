@@ -79,7 +79,7 @@ class Transfer:
         observer: Callable[[FetchEvent], None],
         location: str | None = None,
     ) -> None:
-        """*location* (ISO 3166-1 alpha-2, lower case) is preferred among equal priorities."""
+        """Mirrors at *location* (ISO 3166-1 alpha-2, lower case) are tried first."""
         self._manifest = manifest
         self._target = target
         self._transport = transport
@@ -519,5 +519,5 @@ class Transfer:
 
 
 def _in_order(mirrors: Iterable[Mirror], location: str | None) -> list[Mirror]:
-    """As the manifest has them, those at *location* first among equal priorities."""
-    return sorted(mirrors, key=lambda m: (m.priority, location is None or m.location != location))
+    """As the manifest has them, those at *location* first."""
+    return sorted(mirrors, key=lambda m: location is not None and m.location != location)

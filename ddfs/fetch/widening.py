@@ -48,7 +48,7 @@ class Widening:
         alone as too slow: each is replaced at once.
         """
         if lost > self._lost:
-            self._grow(lost - self._lost)
+            self.grow(lost - self._lost)
             self._lost = lost
         if self._widened_at is None:
             self._widened_at = now
@@ -71,9 +71,10 @@ class Widening:
         self._base = max(self._base, rate)
         # Far from the end nobody good is at work yet: double, whatever the step was.
         patient = seconds_left > PATIENCE_SECONDS and self._fruitless < MAX_FRUITLESS
-        self._grow(max(self._step, self.width) if patient else self._step)
+        self.grow(max(self._step, self.width) if patient else self._step)
         self._step *= 2
         self._widened_at = now
 
-    def _grow(self, step: int) -> None:
+    def grow(self, step: int) -> None:
+        """Let *step* more be tried."""
         self.width = min(self._mirrors, self.width + step)

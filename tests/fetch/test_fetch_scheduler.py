@@ -173,6 +173,9 @@ def _random_world(seed: int) -> tuple[World, float]:
                 fails_after=chance.choice([0, 3 * MiB, 30 * MiB]),
             )
         )
+    # Four liars that agree are the document's fault, as far as anybody can tell.
+    for mirror in [m for m in mirrors if m.lies(0)][3:]:
+        mirror.lies = lambda piece: False
     honest_rate = mirrors[0].rate(0)
     chance.shuffle(mirrors)
     return World(grid, mirrors), grid.size / honest_rate
