@@ -139,12 +139,12 @@ async def _serve_on(
                 storage.path,
                 storage.figures,
             ),
-            HostMetrics(templates, lambda: pool.requests, storage.figures).text,
+            HostMetrics(templates, pool, storage.figures).text,
             later.add if settings.gate.then == "start" else None,
         )
         async with trio.open_nursery() as mounted:
-            await mounted.start(pool.serve)
             changes.show(pool, templates)
+            await mounted.start(pool.serve)
             async with trio.open_nursery() as serving:
                 await serving.start(changes.run)
                 await serving.start(later.run)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,21 +13,40 @@ from ddfs.model import SpoolState
 from ddfs.templates import Templates
 
 
+class MountFigures(Protocol):
+    """What the mount counts."""
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """The kernel's requests, by kind."""
+
+    @property
+    def crashes(self) -> Mapping[str, int]:
+        """Those that ended in a bug."""
+
+    @property
+    def readers_waiting(self) -> int:
+        """Reads that wait for their bytes."""
+
+    @property
+    def degraded(self) -> Sequence[str]:
+        """What keeps it from its full speed."""
+
+
 class HostMetrics:
     """The metrics of one host, counted when they are asked for.
 
-    ``fuse_requests`` counts the kernel's requests by kind, ``measure`` gives total and free
-    bytes of primary storage.
+    ``measure`` gives total and free bytes of primary storage.
     """
 
     def __init__(
         self,
         templates: Templates,
-        fuse_requests: Callable[[], Mapping[str, int]],
+        mount: MountFigures,
         measure: Callable[[], tuple[int, int]],
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_HostCollector(templates, fuse_requests, measure))
+        self._registry.register(_HostCollector(templates, mount, measure))
 
     def text(self) -> bytes:
         """All metrics."""
@@ -37,11 +57,11 @@ class _HostCollector(Collector):
     def __init__(
         self,
         templates: Templates,
-        fuse_requests: Callable[[], Mapping[str, int]],
+        mount: MountFigures,
         measure: Callable[[], tuple[int, int]],
     ) -> None:
         self._templates = templates
-        self._fuse_requests = fuse_requests
+        self._mount = mount
         self._measure = measure
 
     def describe(self) -> Iterable[Metric]:
@@ -52,12 +72,7 @@ class _HostCollector(Collector):
         """The families."""
         yield from self._template_families()
         yield from self._mirror_families()
-        requests = CounterMetricFamily(
-            "ddfs_fuse_requests", "Requests of the kernel to the mount", labels=["kind"]
-        )
-        for kind, count in sorted(self._fuse_requests().items()):
-            requests.add_metric([kind], count)
-        yield requests
+        yield from self._mount_families()
         total, free = self._measure()
         yield GaugeMetricFamily("ddfs_primary_bytes", "Size of primary storage", value=total)
         yield GaugeMetricFamily("ddfs_primary_free_bytes", "Room in primary storage", value=free)
@@ -77,6 +92,17 @@ class _HostCollector(Collector):
         yield here
         yield size
 
+    def _mount_families(self) -> Iterator[Metric]:
+        mount = self._mount
+        yield _by_kind("ddfs_fuse_requests", "Requests of the kernel", mount.requests)
+        yield _by_kind("ddfs_fuse_crashes", "Requests that ended in a bug", mount.crashes)
+        yield GaugeMetricFamily(
+            "ddfs_fuse_readers_waiting", "Reads that wait for bytes", value=mount.readers_waiting
+        )
+        yield GaugeMetricFamily(
+            "ddfs_fuse_degraded", "Limits that could not be raised", value=len(mount.degraded)
+        )
+
     def _mirror_families(self) -> Iterator[Metric]:
         received = CounterMetricFamily(
             "ddfs_mirror_received_bytes",
@@ -95,3 +121,10 @@ class _HostCollector(Collector):
                 rejected.add_metric(labels, mirror.rejected_pieces)
         yield received
         yield rejected
+
+
+def _by_kind(name: str, text: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["kind"])
+    for kind, count in sorted(counts.items()):
+        family.add_metric([kind], count)
+    return family
