@@ -17,7 +17,8 @@ from lab.processes import LabError  # noqa: E402
 from lab.scratch import scratch_directory  # noqa: E402
 
 SUBJECTS: Final = {
-    "main": "listing 1,000 templates, reading through the mount, the hook, blocked readers"
+    "main": "listing 1,000 templates, reading through the mount, the hook, blocked readers",
+    "fetch": "ddfs fetch beside aria2c, wget2, axel and curl, on mirrors good and bad",
 }
 
 
@@ -31,14 +32,15 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("subject", nargs="?", default="main", choices=SUBJECTS)
-    subject = parser.parse_args().subject
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="SUBJECT -h says which")
+    wanted = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("run it as root: it mounts file systems and starts a libvirtd")
     namespace.enter()
-    module = importlib.import_module(f"bench_{subject}")
+    module = importlib.import_module(f"bench_{wanted.subject}")
     try:
         with scratch_directory() as directory:
-            return 0 if module.run(directory) else 1
+            return 0 if module.run(directory, wanted.arguments) else 1
     except (LabError, OSError) as error:
         print(f"contrib/bench: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -42,8 +42,10 @@ class Report:
         print(f"{what:46} {figures:46} {bar:28} {'ok' if reached else 'MISSED'}", flush=True)
 
 
-def run(directory: Path) -> bool:
+def run(directory: Path, arguments: Sequence[str]) -> bool:
     """All of them; whether every bar was reached."""
+    if arguments:
+        raise LabError(f"main takes no arguments: {' '.join(arguments)}")
     report = Report()
     with contextlib.ExitStack() as stack:
         libvirtd = stack.enter_context(Libvirtd(directory))
