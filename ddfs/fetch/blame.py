@@ -57,16 +57,17 @@ class Inquest:
     def heard(self, piece: int, mirror: int, digest: bytes, usable: Sequence[int]) -> Plan:
         """*mirror* sent *piece* again. Returns what has to be fetched at once because of it."""
         opinions = self._opinions.setdefault(piece, {self.sources[piece]: self.digests[piece]})
-        agrees = digest in (opinions[m] for m in opinions if m != mirror)
         if digest != self.digests[piece]:
             self.has_news = True
         self.sources[piece], self.digests[piece] = mirror, digest
         opinions[mirror] = digest
-        if agrees:
+        # What a liar says counts neither for nor against anybody.
+        others = {d for m, d in opinions.items() if m != mirror and m not in self.liars}
+        if mirror not in self.liars and digest in others:
             self._settle(piece, digest)
-        elif len(set(opinions.values())) > 1:
-            others = [m for m in usable if m not in opinions and m not in self.liars]
-            if others:
+        elif mirror in self.liars or others:
+            silent = [m for m in usable if m not in opinions and m not in self.liars]
+            if silent:
                 return {piece: frozenset(opinions)}
             self._undecided.add(piece)
         return {}

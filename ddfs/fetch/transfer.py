@@ -100,6 +100,7 @@ class Transfer:
         self._arrivals: deque[tuple[int, int, bytes]] = deque()
         self._checking: dict[int, tuple[int, bytes]] = {}
         self._uncommitted: list[PieceRecord] = []
+        self._journal = trio.Lock()
         self._resumed = 0
         self._comparisons = 0
         self._front = 0
@@ -404,12 +405,14 @@ class Transfer:
 
     async def _commit(self) -> None:
         """Make durable what has arrived; what was not committed stays for the next time."""
-        records = list(self._uncommitted)
-        if records:
-            await self._target.commit(records)
-            # Meanwhile others may have been added, and some taken out again.
-            done = set(map(id, records))
-            self._uncommitted = [r for r in self._uncommitted if id(r) not in done]
+        # One at a time: of two commits that know the same piece, the later one has to win.
+        async with self._journal:
+            records = list(self._uncommitted)
+            if records:
+                await self._target.commit(records)
+                # Meanwhile others may have been added, and some taken out again.
+                done = set(map(id, records))
+                self._uncommitted = [r for r in self._uncommitted if id(r) not in done]
 
     async def _commit_the_last(self) -> None:
         try:
@@ -496,7 +499,8 @@ class Transfer:
             raise self._checksum_error(wrong, "and fetching it again gives the same bytes")
 
     async def _fetch_again(self, plan: Plan) -> None:
-        await self._target.forget(sorted(plan))
+        async with self._journal:
+            await self._target.forget(sorted(plan))
         self._refetch(plan)
         self._complete = trio.Event()
         self._wakeup.set()

@@ -1,0 +1,130 @@
+"""Whole-file hashes: a file is accepted only when they hold, and a liar is found by them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+from fetch_target import fetch, manifest_of, random_bytes
+
+from ddfs import errors
+from ddfs.fetch.events import MirrorBlamed, PieceVerified, WholeFileCompared
+from ddfs.fetch.transfer import PieceRecord
+from ddfs.model import Digest, HashAlgorithm, MiB
+from tests.mirrorlab.mirrorlab import MirrorLab
+
+CONTENT = random_bytes(24 * MiB + 12345)
+RATE = 60 * MiB
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_without_piece_hashes_the_liar_is_found_wherever_it_stands(place, tmp_path):
+    async with MirrorLab() as lab:
+        urls = [
+            lab.mirror(CONTENT, rate=RATE, fault="corrupt_all" if at == place else None)
+            for at in range(3)
+        ]
+        done = await fetch(manifest_of(CONTENT, urls, piece_length=None), tmp_path / "partial")
+        assert done.content == CONTENT
+        assert [e.mirror_url for e in done.of(MirrorBlamed)] == [urls[place]]
+        assert [e.ok for e in done.of(WholeFileCompared)] == [False, True]
+        assert done.of(PieceVerified) == []
+        assert lab.bytes_sent < 2.5 * len(CONTENT)
+        assert {r.mirror_url for r in done.journal.values()} <= set(urls) - {urls[place]}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+async def test_without_a_third_opinion_the_whole_file_decides(place, tmp_path):
+    async with MirrorLab() as lab:
+        urls = [
+            lab.mirror(CONTENT, rate=RATE, fault="corrupt_all" if at == place else None)
+            for at in range(2)
+        ]
+        done = await fetch(manifest_of(CONTENT, urls, piece_length=None), tmp_path / "partial")
+        assert done.content == CONTENT
+        assert [e.mirror_url for e in done.of(MirrorBlamed)] == [urls[place]]
+        assert len(done.of(WholeFileCompared)) <= 3
+
+
+async def test_a_byte_that_was_wrong_once_is_mended_by_the_same_mirror(tmp_path):
+    async with MirrorLab() as lab:
+        url = lab.mirror(CONTENT, fault="corrupt_once")
+        done = await fetch(manifest_of(CONTENT, [url], piece_length=None), tmp_path / "partial")
+        assert done.content == CONTENT
+
+
+@pytest.mark.parametrize("mirrors", [1, 3])
+async def test_bytes_that_stay_wrong_are_refused_in_bounded_time(mirrors, tmp_path):
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(CONTENT, fault="corrupt_all") for _ in range(mirrors)]
+        seen: list = []
+        with pytest.raises(errors.ChecksumError, match=r"image\.img.*sha-256"):
+            await fetch(
+                manifest_of(CONTENT, urls, piece_length=None), tmp_path / "partial", events=seen
+            )
+        assert 1 <= sum(isinstance(e, WholeFileCompared) for e in seen) <= 3
+        assert lab.bytes_sent <= 3.2 * len(CONTENT)
+
+
+async def test_right_pieces_and_a_wrong_whole_hash_are_refused(tmp_path):
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(CONTENT) for _ in range(2)]
+        manifest = manifest_of(CONTENT, urls, algorithm=HashAlgorithm.SHA1)
+        wrong = Digest(HashAlgorithm.SHA256, "0" * 64)
+        with pytest.raises(errors.ChecksumError, match="every piece"):
+            await fetch(replace(manifest, digests=(wrong,)), tmp_path / "partial")
+        assert lab.bytes_sent < 1.5 * len(CONTENT)
+
+
+async def test_every_strong_digest_has_to_hold(tmp_path):
+    async with MirrorLab() as lab:
+        url = lab.mirror(CONTENT)
+        manifest = manifest_of(CONTENT, [url])
+        both = (
+            Digest(HashAlgorithm.SHA512, hashlib.sha512(CONTENT).hexdigest()),
+            Digest(HashAlgorithm.SHA256, "1" * 64),
+        )
+        with pytest.raises(errors.ChecksumError, match="sha-256"):
+            await fetch(replace(manifest, digests=both), tmp_path / "partial")
+
+
+async def test_a_weak_digest_is_passed_over_beside_a_strong_one(tmp_path):
+    async with MirrorLab() as lab:
+        manifest = manifest_of(CONTENT, [lab.mirror(CONTENT)])
+        digests = (*manifest.digests, Digest(HashAlgorithm.MD5, "2" * 32))
+        done = await fetch(replace(manifest, digests=digests), tmp_path / "partial")
+        assert done.content == CONTENT
+
+
+async def test_a_weak_digest_alone_decides(tmp_path):
+    async with MirrorLab() as lab:
+        manifest = manifest_of(CONTENT, [lab.mirror(CONTENT)], piece_length=None)
+        wrong = replace(manifest, digests=(Digest(HashAlgorithm.MD5, "2" * 32),))
+        with pytest.raises(errors.ChecksumError, match="md5"):
+            await fetch(wrong, tmp_path / "partial")
+
+
+async def test_damage_on_disk_since_an_earlier_run_is_found_and_mended(tmp_path):
+    async with MirrorLab() as lab:
+        url = lab.mirror(CONTENT)
+        manifest = manifest_of(CONTENT, [url])
+        path = tmp_path / "partial"
+        path.write_bytes(bytes(2 * MiB))
+        journal = {0: PieceRecord(0, url, b""), 1: PieceRecord(1, url, b"")}
+        done = await fetch(manifest, path, journal=journal)
+        assert done.content == CONTENT
+        assert [e.ok for e in done.of(WholeFileCompared)] == [False, True]
+        assert lab.bytes_sent <= len(CONTENT) + MiB
+
+
+@pytest.mark.parametrize("piece_length", [MiB, None])
+async def test_an_empty_file(piece_length, tmp_path):
+    async with MirrorLab() as lab:
+        manifest = manifest_of(b"", [lab.mirror(b"")], piece_length=piece_length)
+        done = await fetch(manifest, tmp_path / "partial")
+        assert done.content == b""
+        assert lab.requests == 0
+        wrong = replace(manifest, digests=(Digest(HashAlgorithm.SHA256, "3" * 64),))
+        with pytest.raises(errors.ChecksumError):
+            await fetch(wrong, tmp_path / "partial")
