@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from xml.sax.saxutils import quoteattr
+
+# Long enough for the fetch that qemu-img may start by it.
+OVERLAY_SECONDS: Final = 60
 
 
 @dataclass(frozen=True)
@@ -89,5 +93,5 @@ def make_overlay(
     command = overlay_command(
         path, backing, backing_format=backing_format, virtual_size=virtual_size
     )
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=OVERLAY_SECONDS)
     return path

@@ -27,6 +27,7 @@ from typing import Final, NoReturn
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWPID: Final = 0x20000000
 MS_NOSUID_NODEV_NOEXEC: Final = 2 | 4 | 8
+MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 1 << 18
 MS_SHARED: Final = 1 << 20
