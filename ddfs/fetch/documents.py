@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +29,7 @@ MAX_SMALL_RANGE: Final = 8 * MiB
 # drips must not hold a registration for ever.
 _SILENCE_SECONDS: Final = 20.0
 _TOTAL_SECONDS: Final = 120.0
+_CLOSE_SECONDS: Final = 2.0
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _READ_BYTES: Final = 64 * KiB
@@ -88,12 +89,13 @@ class Documents:
             async with self.respond("GET", url, {}) as response:
                 _expect(response, url, 200)
                 data = bytearray()
-                async for part in response.aiter_bytes(_READ_BYTES):
-                    data += part
-                    if len(data) > max_bytes:
-                        raise errors.DocumentError(
-                            f"{url}: larger than the {max_bytes} bytes that a document may have"
-                        )
+                async with body_of(response, response.aiter_bytes(_READ_BYTES)) as parts:
+                    async for part in parts:
+                        data += part
+                        if len(data) > max_bytes:
+                            raise errors.DocumentError(
+                                f"{url}: larger than the {max_bytes} bytes that it may have"
+                            )
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 return FetchedDocument(
                     bytes(data), str(response.url), headers.get("content-type"), headers
@@ -138,10 +140,11 @@ class Documents:
             async with self.respond("GET", url, headers) as response:
                 skip = _check_range(response, url, wanted, size)
                 data = bytearray()
-                async for part in response.aiter_raw(_READ_BYTES):
-                    data += part
-                    if len(data) >= skip + len(wanted):
-                        break
+                async with body_of(response, response.aiter_raw(_READ_BYTES)) as parts:
+                    async for part in parts:
+                        data += part
+                        if len(data) > skip + len(wanted):
+                            break
                 if response.status_code == 206 and len(data) > len(wanted):
                     raise errors.MirrorError(url, "sends more than it was asked for")
                 if len(data) < skip + len(wanted):
@@ -187,6 +190,25 @@ class Documents:
             raise errors.MirrorError(url, f"took more than {_TOTAL_SECONDS:.0f} s") from None
         except httpx.HTTPError as error:
             raise errors.MirrorError(url, str(error) or type(error).__name__) from error
+
+
+@asynccontextmanager
+async def body_of(
+    response: httpx.Response, parts: AsyncIterator[bytes]
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """*parts* of *response*, which may be left before they end.
+
+    httpx nests asynchronous generators that do not close each other: left alone they are
+    closed by the garbage collector, with a warning for each. Closed connection first, they
+    run to their end by themselves.
+    """
+    try:
+        yield parts
+    finally:
+        with trio.move_on_after(_CLOSE_SECONDS, shield=True), suppress(Exception):
+            await response.aclose()
+            async for _ in parts:
+                pass
 
 
 def uses_proxy(address: Address) -> bool:

@@ -9,7 +9,7 @@ import trio
 
 from ddfs.fetch.address import Address
 from ddfs.fetch.connection import ResponseHead
-from ddfs.fetch.documents import Documents
+from ddfs.fetch.documents import Documents, body_of
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.segment import (
     BUFFER_BYTES,
@@ -34,11 +34,12 @@ async def attempt(
                 if refusal is not None:
                     return refusal
                 skip = first if response.status_code == 200 else 0
-                async for part in response.aiter_raw(BUFFER_BYTES):
-                    await _take(segment, memoryview(part)[skip:], threads)
-                    skip = max(0, skip - len(part))
-                    if segment.is_done:
-                        break
+                async with body_of(response, response.aiter_raw(BUFFER_BYTES)) as parts:
+                    async for part in parts:
+                        await _take(segment, memoryview(part)[skip:], threads)
+                        skip = max(0, skip - len(part))
+                        if segment.is_done:
+                            break
         if segment.is_done or scope.cancelled_caught:
             return Done()
         message = "sent less than it was asked for"
