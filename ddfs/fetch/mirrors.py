@@ -15,7 +15,7 @@ RATE_MEMORY_SECONDS: Final = 0.75
 MIN_SAMPLE_SECONDS: Final = 0.04
 
 # From here on a rate is believed enough to decide whether more mirrors would help.
-TRUSTED_AGE_SECONDS: Final = 0.12
+TRUSTED_AGE_SECONDS: Final = 0.08
 # Cutting a run costs its connection, and TCP's slow start takes some round trips.
 SETTLED_AGE_SECONDS: Final = 0.6
 

@@ -69,9 +69,10 @@ class Widening:
             self._widened_at = now
             return
         self._base = max(self._base, rate)
-        # Far from the end nobody good is at work yet: double, whatever the step was.
+        # Far from the end: as many as would bring it near, if the others are like these.
         patient = seconds_left > PATIENCE_SECONDS and self._fruitless < MAX_FRUITLESS
-        self.grow(max(self._step, self.width) if patient else self._step)
+        missing = int(self.width * (seconds_left / PATIENCE_SECONDS - 1)) if patient else 0
+        self.grow(max(self._step, min(missing, self.limit)))
         self._step *= 2
         self._widened_at = now
 
