@@ -38,12 +38,19 @@ class Readers:
 
     def results(self, seconds: float = 60.0) -> list[Result]:
         """What each reader got."""
-        text, _ = self.process.communicate(timeout=seconds)
-        return [Result(*row) for row in json.loads(text)]
+        # Not communicate(): the answer of a quick reader is in our buffer already.
+        with self.process:
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+            return [Result(*row) for row in json.loads(self._output.read())]
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        """At once; returns when it is gone, which takes until its requests are answered."""
+        with self.process:
+            self.process.kill()
 
 
 class Result:
