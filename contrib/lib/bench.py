@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -19,12 +20,13 @@ from lab.scratch import scratch_directory  # noqa: E402
 SUBJECTS: Final = {
     "main": "listing 1,000 templates, reading through the mount, the hook, blocked readers",
     "fetch": "ddfs fetch beside aria2c, wget2, axel and curl, on mirrors good and bad",
+    "scheduler": "what deciding who fetches what costs as pieces, mirrors and fetches grow",
 }
 
 
 def main() -> int:
     """0 when every bar was reached, 1 when one was missed."""
-    listing = "\n".join(f"  {name:8}{text}" for name, text in SUBJECTS.items())
+    listing = "\n".join(f"  {name:12}{text}" for name, text in SUBJECTS.items())
     parser = argparse.ArgumentParser(
         prog="contrib/bench",
         description="Measures what ddfs promises beside its peers, and says which bars it reaches.",
@@ -37,6 +39,8 @@ def main() -> int:
     if os.geteuid() != 0:
         parser.error("run it as root: it mounts file systems and starts a libvirtd")
     namespace.enter()
+    # So that what is in memory or mounted is cleaned up as after an error.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     module = importlib.import_module(f"bench_{wanted.subject}")
     try:
         with scratch_directory() as directory:
@@ -44,6 +48,8 @@ def main() -> int:
     except (LabError, OSError) as error:
         print(f"contrib/bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

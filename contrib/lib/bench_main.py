@@ -14,7 +14,13 @@ from lab.bootimage import write_raw
 from lab.domain import Disk, Domain
 from lab.host import Host
 from lab.libvirtd import Libvirtd
-from lab.many import IMAGE_BYTES, fuse_requests, register_many, requests_to
+from lab.many import (
+    IMAGE_BYTES,
+    fuse_requests,
+    register_many,
+    requests_to,
+    wait_until_quiet,
+)
 from lab.processes import LabError
 from lab.readers import Readers
 from lab.site import MIB, Site, site
@@ -70,6 +76,7 @@ def _listing(report: Report, host: Host, libvirtd: Libvirtd, shop: Site, directo
             file.truncate(IMAGE_BYTES)
     libvirtd.virsh("pool-create-as", "local", "dir", "--target", local)
     libvirtd.virsh("pool-refresh", "templates")
+    wait_until_quiet(host)
     for command, *options in (
         ["pool-refresh"],
         ["vol-list", "--details"],

@@ -8,7 +8,7 @@ from typing import Final
 
 from lab.host import Host
 from lab.libvirtd import Libvirtd
-from lab.many import fuse_requests, register_many, requests_to
+from lab.many import fuse_requests, register_many, requests_to, wait_until_quiet
 from lab.site import site
 
 COUNT: Final = 1000
@@ -26,6 +26,7 @@ def test_listing_a_thousand_templates_costs_no_network_and_little_time(
         register_many(host, shop, COUNT)
         host.ddfs("pool", "define", "--name", "templates")
         libvirtd.virsh("pool-refresh", "templates")
+        wait_until_quiet(host)
         asked = requests_to(shop)
         for words in (
             ["pool-refresh", "templates"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Final
@@ -12,6 +13,8 @@ from lab.metalink import write_metalink
 from lab.site import Site
 
 IMAGE_BYTES: Final = 128 * 1024
+
+QUIET_SECONDS: Final = 3.0
 
 
 def register_many(host: Host, shop: Site, count: int) -> None:
@@ -29,6 +32,18 @@ def register_many(host: Host, shop: Site, count: int) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(register, range(count)))
+
+
+def wait_until_quiet(host: Host) -> None:
+    """Until nobody has asked the mount for a while: the daemon itself lets libvirt refresh its
+    pool some seconds after templates have come.
+    """
+    seen, since = -1, time.monotonic()
+    while time.monotonic() - since < QUIET_SECONDS:
+        time.sleep(0.2)
+        requests = fuse_requests(host)
+        if requests != seen:
+            seen, since = requests, time.monotonic()
 
 
 def requests_to(shop: Site) -> int:

@@ -64,20 +64,20 @@ class Site:
         for mirror in self.mirrors:
             copy = mirror.root / image.name
             if mirror in liars:
-                _write_lie(copy, image)
+                _write_lie(copy, image, mirror.address)
             else:
                 copy.hardlink_to(image)
         source = self.documents.url(document.name)
         return Published(image, source, sha256_of(image), line, self.mirrors)
 
 
-def _write_lie(copy: Path, image: Path) -> None:
-    """Other bytes, but in the first MiB: a mirror that registering sees nothing wrong with."""
+def _write_lie(copy: Path, image: Path, liar: str) -> None:
+    """Other bytes than anybody's, but in the first MiB: registering sees nothing wrong."""
     shutil.copyfile(image, copy)
     with copy.open("r+b") as file:
         for offset in range(MIB, image.stat().st_size, MIB // 4):
             file.seek(offset)
-            file.write(b"these bytes are wrong")
+            file.write(f"These bytes are {liar}'s own.".encode())
 
 
 @contextlib.contextmanager
