@@ -36,14 +36,14 @@ class Demo:
         return list(self.temporary.glob(f"{scratch.PREFIX}*"))
 
 
-def test_the_demo_works_also_after_a_killed_one(tmp_path: Path) -> None:
-    killed = Demo(tmp_path)
+def test_the_demo_works_also_after_a_killed_one(directory: Path) -> None:
+    killed = Demo(directory)
     killed.wait_for("virsh start vm1")
     killed.process.kill()
     killed.process.wait(10)
     assert killed.left_over()
 
-    demo = Demo(tmp_path)
+    demo = Demo(directory)
     assert demo.process.wait(120) == 0, demo.output()
     assert "made 0 requests to the mirrors; nothing is downloaded yet" in demo.output()
     assert "serial port: Hello from the guest" in demo.output()
@@ -53,8 +53,8 @@ def test_the_demo_works_also_after_a_killed_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_demo_cleans_up_when_it_is_interrupted(tmp_path: Path, number: int) -> None:
-    demo = Demo(tmp_path)
+def test_the_demo_cleans_up_when_it_is_interrupted(directory: Path, number: int) -> None:
+    demo = Demo(directory)
     demo.wait_for("virsh start vm1")
     demo.process.send_signal(number)
     assert demo.process.wait(30) == 128 + number
@@ -62,9 +62,9 @@ def test_the_demo_cleans_up_when_it_is_interrupted(tmp_path: Path, number: int) 
     assert demo.left_over() == []
 
 
-def test_the_demo_says_what_is_wrong_with_a_source(tmp_path: Path) -> None:
-    environ = {**os.environ, "TMPDIR": str(tmp_path)}
-    command = [TOP / "contrib" / "demo", f"{tmp_path}/missing.meta4"]
+def test_the_demo_says_what_is_wrong_with_a_source(directory: Path) -> None:
+    environ = {**os.environ, "TMPDIR": str(directory)}
+    command = [TOP / "contrib" / "demo", f"{directory}/missing.meta4"]
     result = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
     assert result.returncode != 0
     assert "missing.meta4" in result.stderr
