@@ -159,6 +159,16 @@ def empty(directory: Path) -> Iterator[None]:
         shutil.rmtree(directory)
 
 
+def touch_memory(directory: Path, material: Material) -> None:
+    """Has the machine give this host the memory that outputs will need.
+
+    In a virtual machine, memory that was never used comes from outside when it is first
+    written, and the first client would pay for all.
+    """
+    with empty(directory):
+        shutil.copyfile(material.path, directory / material.path.name)
+
+
 def in_turns(
     clients: Sequence[str], repeat: int, call: Callable[[str], Measured]
 ) -> dict[str, Figures]:
