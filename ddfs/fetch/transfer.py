@@ -17,6 +17,7 @@ import trio
 
 from ddfs import errors
 from ddfs.fetch.blame import UNKNOWN, Inquest, Plan
+from ddfs.fetch.committer import Committer
 from ddfs.fetch.events import (
     FetchEvent,
     MirrorBlamed,
@@ -99,8 +100,7 @@ class Transfer:
         self._received = [0] * len(self._mirrors)
         self._arrivals: deque[tuple[int, int, bytes]] = deque()
         self._checking: dict[int, tuple[int, bytes]] = {}
-        self._uncommitted: list[PieceRecord] = []
-        self._journal = trio.Lock()
+        self._committer = Committer(target)
         self._resumed = 0
         self._comparisons = 0
         self._front = 0
@@ -224,7 +224,7 @@ class Transfer:
             await self._gather()
             while self._digests and not await self._compare():
                 await self._repair()
-            await self._commit()
+            await self._committer.commit()
         except errors.DdfsError as error:
             self._fail(error)
         self._stop()
@@ -277,7 +277,7 @@ class Transfer:
     def _keep(self, piece: int, mirror: int, digest: bytes) -> None:
         """The piece is in the file: remember who sent it, and tell who waits."""
         own = b"" if self._pieces is not None else digest
-        self._uncommitted.append(PieceRecord(piece, self._mirrors[mirror].url, own))
+        self._committer.add(PieceRecord(piece, self._mirrors[mirror].url, own))
         if self._pieces is not None:
             self._observe(PieceVerified(piece))
         elif self._is_repairing:
@@ -399,24 +399,13 @@ class Transfer:
         while True:
             await trio.sleep(COMMIT_SECONDS)
             try:
-                await self._commit()
+                await self._committer.commit()
             except errors.HostError as error:
                 self._fail(error)
 
-    async def _commit(self) -> None:
-        """Make durable what has arrived; what was not committed stays for the next time."""
-        # One at a time: of two commits that know the same piece, the later one has to win.
-        async with self._journal:
-            records = list(self._uncommitted)
-            if records:
-                await self._target.commit(records)
-                # Meanwhile others may have been added, and some taken out again.
-                done = set(map(id, records))
-                self._uncommitted = [r for r in self._uncommitted if id(r) not in done]
-
     async def _commit_the_last(self) -> None:
         try:
-            await self._commit()
+            await self._committer.commit()
         except errors.HostError as error:
             if self._error is None:
                 _log.warning("what had arrived could not be journaled: %s", error)
@@ -499,8 +488,7 @@ class Transfer:
             raise self._checksum_error(wrong, "and fetching it again gives the same bytes")
 
     async def _fetch_again(self, plan: Plan) -> None:
-        async with self._journal:
-            await self._target.forget(sorted(plan))
+        await self._committer.forget(plan)
         self._refetch(plan)
         self._complete = trio.Event()
         self._wakeup.set()
@@ -509,7 +497,7 @@ class Transfer:
     def _refetch(self, plan: Plan) -> None:
         if not plan:
             return
-        self._uncommitted = [r for r in self._uncommitted if r.piece not in plan]
+        self._committer.drop(plan)
         for piece, not_from in plan.items():
             self._scheduler.fetch_again(piece, not_from)
         self._front = min(self._front, *plan)

@@ -257,4 +257,4 @@ def _reason(error: BaseException) -> str:
     # The resolver's error numbers are its own, and negative.
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()
-    return str(error)
+    return getattr(error, "strerror", None) or str(error)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import random
 import socket
 import ssl
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import trio
@@ -61,7 +62,6 @@ async def test_what_is_journaled_is_not_fetched_again(piece_length, tmp_path):
         assert done.content == CONTENT
         assert done.report.bytes_resumed >= here * MiB - MiB
         assert lab.bytes_sent - sent <= len(CONTENT) - here * MiB + 64 * 1024
-        assert {e.piece for e in done.of(PieceVerified)}.isdisjoint(range(0))
 
 
 async def test_a_cancelled_fetch_commits_what_it_has_and_stops_writing(tmp_path):
@@ -151,8 +151,6 @@ async def test_the_preferred_location_comes_first(tmp_path):
     async with MirrorLab() as lab:
         far, near = lab.mirror(small), lab.mirror(small)
         manifest = manifest_of(small, [far, near])
-        from dataclasses import replace
-
         mirrors = (manifest.mirrors[0], replace(manifest.mirrors[1], location="de"))
         with file_target(tmp_path / "partial") as target:
             async with Transport() as transport:
@@ -165,6 +163,44 @@ async def test_the_preferred_location_comes_first(tmp_path):
                 )
                 await transfer.run()
         assert (lab[far].requests, lab[near].requests) == (0, 1)
+
+
+async def test_readers_everywhere_never_break_the_file(tmp_path):
+    """Wants cut runs at random moments while their threads write: no byte has two owners."""
+    chance = random.Random(5)
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(CONTENT, rate=rate * MiB) for rate in (15, 10, 5, 1)]
+        manifest = manifest_of(CONTENT, urls, piece_length=256 * 1024)
+        with file_target(tmp_path / "partial") as target:
+            async with Transport() as transport, trio.open_nursery() as nursery:
+                transfer = Transfer(manifest, target, transport, observer=lambda event: None)
+
+                async def read():
+                    while True:
+                        await trio.lowlevel.checkpoint()
+                        start = chance.randrange(len(CONTENT))
+                        wanted = ByteRange(start, start + 100_000)
+                        transfer.want(wanted)
+                        while not transfer.is_verified(wanted):
+                            await trio.sleep(0.01)
+                        end = min(wanted.end, len(CONTENT))
+                        assert os.pread(target.fd, end - start, start) == CONTENT[start:end]
+
+                for _ in range(6):
+                    nursery.start_soon(read)
+                with trio.fail_after(20):
+                    report = await transfer.run()
+                nursery.cancel_scope.cancel()
+            assert target.content() == CONTENT
+            assert report.statistics.refetched_bytes < 6 * MiB
+
+
+async def test_piece_hashes_alone_are_enough(tmp_path):
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(CONTENT, fault="corrupt"), lab.mirror(CONTENT)]
+        done = await fetch(manifest_of(CONTENT, urls, whole=False), tmp_path / "partial")
+        assert done.content == CONTENT
+        assert done.report.comparisons == 0
 
 
 @pytest.mark.parametrize(
@@ -195,7 +231,6 @@ async def test_a_full_disk_is_said_to_be_full(tmp_path):
                 transfer = Transfer(manifest, target, transport, observer=lambda event: None)
                 with pytest.raises(errors.StorageFullError, match="room"), trio.fail_after(10):
                     await transfer.run()
-    assert errors.StorageFullError.errno == errno.ENOSPC
 
 
 async def test_a_file_that_somebody_cut_off_is_noticed(tmp_path):
