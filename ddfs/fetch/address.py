@@ -73,6 +73,17 @@ class Address:
         return cls(url, parts.scheme, host, real_port, target, authorization)
 
 
+# What libraries say can hold a kilobyte of what the server sent.
+_MAX_MESSAGE: Final = 120
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library says about a failure, short and printable."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    return plain if len(plain) <= _MAX_MESSAGE else plain[:_MAX_MESSAGE] + "…"
+
+
 def redirected(base: Address, location: str) -> Address:
     """Where a redirect from *base* leads. Raises :class:`AddressError`.
 

@@ -19,7 +19,7 @@ from typing import Final
 import h11
 
 from ddfs import __version__
-from ddfs.fetch.address import Address
+from ddfs.fetch.address import Address, in_one_line
 
 # Enough for any head seen in the wild; more is an attack on our memory.
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -112,7 +112,7 @@ class Connection:
             self._send((head or b"") + (tail or b""))
             return self._read_head(parser)
         except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
-            raise ProtocolError(f"speaks no proper HTTP: {error}") from None
+            raise ProtocolError(f"speaks no proper HTTP: {in_one_line(error)}") from None
 
     def _handshake(self, deadline: float) -> None:
         sock = self._sock

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ddfs import __version__, errors
-from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
+from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, in_one_line, redirected
 from ddfs.fetch.connection import parse_content_range
 from ddfs.model import ByteRange, KiB, MiB
 
@@ -79,7 +79,9 @@ class Documents:
                 timeout=httpx.Timeout(_SILENCE_SECONDS, connect=10.0),
                 headers={"User-Agent": f"ddfs/{__version__}", "Accept": "*/*"},
                 follow_redirects=False,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
+                # Each request has a connection of its own: what a server sends beyond one
+                # answer would be taken for the next.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             )
         return self._client
 
@@ -189,7 +191,7 @@ class Documents:
         except trio.TooSlowError:
             raise errors.MirrorError(url, f"took more than {_TOTAL_SECONDS:.0f} s") from None
         except httpx.HTTPError as error:
-            raise errors.MirrorError(url, str(error) or type(error).__name__) from error
+            raise errors.MirrorError(url, in_one_line(error)) from error
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from functools import partial
 import httpx
 import trio
 
-from ddfs.fetch.address import Address
+from ddfs.fetch.address import Address, in_one_line
 from ddfs.fetch.connection import ResponseHead
 from ddfs.fetch.documents import Documents, body_of
 from ddfs.fetch.mirrors import Failure, FailureKind
@@ -44,7 +44,7 @@ async def attempt(
             return Done()
         message = "sent less than it was asked for"
     except httpx.HTTPError as error:
-        message = str(error) or type(error).__name__
+        message = in_one_line(error)
     if segment.position - first >= MIN_ATTEMPT_BYTES:
         return Broken(message)
     return Failure(FailureKind.TRANSIENT, message)

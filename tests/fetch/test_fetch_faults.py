@@ -65,8 +65,8 @@ HARMLESS_ALONE = [
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 async def test_the_file_is_right_with_one_such_mirror_among_three(fault, tmp_path):
     async with MirrorLab() as lab:
-        bad = lab.mirror(CONTENT, fault=fault, rate=40 * MiB, after=2 * MiB)
-        good = [lab.mirror(CONTENT, rate=20 * MiB) for _ in range(2)]
+        bad = lab.mirror(CONTENT, fault=fault, rate=60 * MiB, after=2 * MiB)
+        good = [lab.mirror(CONTENT, rate=40 * MiB) for _ in range(2)]
         done = await fetch(manifest_of(CONTENT, [bad, *good]), tmp_path / "partial")
         assert done.content == CONTENT
         named = {e.mirror_url for e in done.of(MirrorFailed) + done.of(MirrorBlamed)}
