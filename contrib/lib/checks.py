@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Final
@@ -17,8 +16,12 @@ from typing import Final
 TOP: Final = Path(__file__).resolve().parents[2]
 BIN: Final = Path(sys.executable).parent
 
-# Debian 13 has /tmp in memory, and the tests make images.
-TEMPORARY: Final = "/var/tmp"
+# A test that hangs ends the run; the longest one takes a minute, on a machine of its own.
+HANG_SECONDS: Final = 300
+
+sys.path.insert(0, str(TOP / "tests" / "system"))
+
+from lab.scratch import scratch_directory  # noqa: E402 (the line above makes it importable)
 
 
 def main(pytest_arguments: list[str]) -> int:
@@ -36,8 +39,8 @@ def main(pytest_arguments: list[str]) -> int:
         )
         if not _step(name, command)
     ]
-    with tempfile.TemporaryDirectory(prefix="ddfs-test-", dir=TEMPORARY) as scratch:
-        if not _pytest(pytest_arguments, Path(scratch), failed):
+    with scratch_directory() as scratch:
+        if not _pytest(pytest_arguments, scratch, failed):
             return 1
     return 1 if failed else 0
 
@@ -56,6 +59,8 @@ def _pytest(arguments: list[str], scratch: Path, failed: list[str]) -> bool:
         print(f"contrib/test: failed so far: {', '.join(failed)}", flush=True)
     command = [
         *(BIN / "pytest", f"--basetemp={scratch}/pytest", "--durations=10"),
+        *("-o", f"faulthandler_timeout={HANG_SECONDS}"),
+        *("-o", "faulthandler_exit_on_timeout=true"),
         *("--cov", "--cov-branch", "--cov-report=term:skip-covered", *arguments),
     ]
     environment = {

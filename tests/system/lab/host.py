@@ -22,6 +22,9 @@ TOP: Final = Path(__file__).resolve().parents[3]
 # The command of the environment that runs us.
 DDFS: Final = Path(sys.executable).with_name("ddfs")
 
+# Mirrors are on loopback; the demo's user may have some in a private network.
+PRIVATE_NETWORKS: Final = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+
 # The longest thing that a command does in here is a fetch of some seconds.
 COMMAND_SECONDS: Final = 120
 
@@ -60,7 +63,7 @@ class Host:
             f'socket = "{self.socket}"\n'
             f'[primary.default]\npath = "{self.images}"\n'
             f'[gate]\nwait = {gate_wait}\nthen = "{gate_then}"\n'
-            '[network]\nallow_networks = ["127.0.0.0/8"]\n'
+            f"[network]\nallow_networks = {json.dumps(PRIVATE_NETWORKS)}\n"
         )
 
     def __enter__(self) -> Host:
