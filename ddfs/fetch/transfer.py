@@ -1,8 +1,8 @@
 """Runs one fetch: the trio shell around the scheduler, and the only one that touches it.
 
 Tasks: one that keeps time (takes in what arrived, asks the scheduler, carries out its
-actions), one for each run in progress, one that commits to the journal, one that hashes the
-front of the file, one that sees the whole thing through. None of them raises what a person
+actions), one for each run in progress, one that commits to the journal, one that sees the
+whole thing through (:mod:`whole`). None of them raises what a person
 should see: the first such error ends the others and is raised by :meth:`Transfer.run`.
 """
 
@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from ddfs import errors
-from ddfs.fetch.blame import UNKNOWN, Inquest, Plan
+from ddfs.fetch.blame import UNKNOWN, Plan
 from ddfs.fetch.committer import Committer
 from ddfs.fetch.events import (
     FetchEvent,
@@ -24,7 +24,6 @@ from ddfs.fetch.events import (
     MirrorFailed,
     PieceRejected,
     PieceVerified,
-    WholeFileCompared,
 )
 from ddfs.fetch.explain import explain
 from ddfs.fetch.mirrors import MirrorStanding
@@ -35,8 +34,9 @@ from ddfs.fetch.segment import Segment
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 from ddfs.fetch.target import PieceRecord, Target
 from ddfs.fetch.transport import Route, Transport
-from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, hash_range
-from ddfs.model import ByteRange, Digest, HashAlgorithm, Manifest, MiB, Mirror
+from ddfs.fetch.verify import hash_range
+from ddfs.fetch.whole import WholeFile
+from ddfs.model import ByteRange, HashAlgorithm, Manifest, MiB, Mirror
 
 __all__ = [
     "MirrorStatistics",
@@ -56,9 +56,6 @@ TICK_SECONDS: Final = 0.05
 COMMIT_SECONDS: Final = 0.4
 # What a cancelled fetch may take to make durable what it has.
 LAST_COMMIT_SECONDS: Final = 1.5
-
-# Comparisons of the whole-file hash; between two of them only suspect ranges are fetched.
-MAX_COMPARISONS: Final = 3
 
 # The whole-file hash waits for the front of the file. When this much lies behind the hole
 # in front, the hole is fetched next: hashing it all at the end would be felt.
@@ -84,32 +81,24 @@ class Transfer:
         self._manifest = manifest
         self._target = target
         self._transport = transport
-        self._observe = observer
+        self.observe = observer
         self._grid = manifest.grid
         self._pieces = manifest.pieces
         self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
-        self._digests = decisive(manifest.digests)
         self._mirrors = _in_order(manifest.mirrors, location)
         self._routes = [Route(mirror.url) for mirror in self._mirrors]
         self._scheduler = Scheduler(self._grid, len(self._mirrors))
-        # Who sent each piece and what arrived; without piece hashes that finds a liar.
-        count = 0 if self._pieces else self._grid.count
-        self._inquest = Inquest([UNKNOWN] * count, [b""] * count)
-        self._is_repairing = False
+        self._whole = WholeFile(manifest, target.fd, self._scheduler.table.states, self)
         self._segments: dict[int, tuple[int, Segment]] = {}
         self._received = [0] * len(self._mirrors)
         self._arrivals: deque[tuple[int, int, bytes]] = deque()
         self._checking: dict[int, tuple[int, bytes]] = {}
         self._committer = Committer(target)
         self._resumed = 0
-        self._comparisons = 0
-        self._front = 0
         self._now = 0.0
-        self._follower = FrontHasher(target.fd, self._digests)
         self._error: errors.DdfsError | None = None
         self._nursery: trio.Nursery | None = None
         self._wakeup = trio.Event()
-        self._grown = trio.Event()
         self._complete = trio.Event()
 
     # -- for readers and the curious ------------------------------------------------
@@ -195,7 +184,7 @@ class Transfer:
             size=self._grid.size,
             seconds=trio.current_time() - started,
             bytes_resumed=self._resumed,
-            comparisons=self._comparisons,
+            comparisons=self._whole.comparisons,
             statistics=self.statistics(),
         )
 
@@ -209,21 +198,19 @@ class Transfer:
             if self._pieces is None:
                 if len(record.sha256) != HashAlgorithm.SHA256.digest_size:
                     continue
-                self._inquest.sources[record.piece] = index.get(record.mirror_url, UNKNOWN)
-                self._inquest.digests[record.piece] = record.sha256
+                sender = index.get(record.mirror_url, UNKNOWN)
+                self._whole.received(record.piece, sender, record.sha256)
             self._journaled.add(record.piece)
 
     def _begin(self, now: float) -> None:
         self._scheduler.begin(sorted(self._journaled), now)
         self._resumed = self._scheduler.table.held_bytes
-        self._advance_front()
+        self._whole.advance()
 
     async def _see_through(self) -> None:
         """From the first byte to the last comparison."""
         try:
-            await self._gather()
-            while self._digests and not await self._compare():
-                await self._repair()
+            await self._whole.see_through()
             await self._committer.commit()
         except errors.DdfsError as error:
             self._fail(error)
@@ -268,7 +255,7 @@ class Transfer:
             run, piece, trio.current_time(), matches=matches, digest=digest
         )
         if not matches:
-            self._observe(PieceRejected(piece, self._mirrors[mirror].url))
+            self.observe(PieceRejected(piece, self._mirrors[mirror].url))
         elif held:
             self._keep(piece, mirror, digest)
         else:
@@ -279,21 +266,10 @@ class Transfer:
         own = b"" if self._pieces is not None else digest
         self._committer.add(PieceRecord(piece, self._mirrors[mirror].url, own))
         if self._pieces is not None:
-            self._observe(PieceVerified(piece))
-        elif self._is_repairing:
-            self._refetch(self._inquest.heard(piece, mirror, digest, self._usable()))
+            self.observe(PieceVerified(piece))
         else:
-            self._inquest.sources[piece] = mirror
-            self._inquest.digests[piece] = digest
-        self._advance_front()
-
-    def _advance_front(self) -> None:
-        states, front = self._scheduler.table.states, self._front
-        while front < len(states) and states[front] == HELD:
-            front += 1
-        if front != self._front:
-            self._front = front
-            self._grown.set()
+            self._refetch(self._whole.received(piece, mirror, digest))
+        self._whole.advance()
 
     def _take_progress(self, now: float) -> None:
         for run, (_, segment) in self._segments.items():
@@ -302,9 +278,10 @@ class Transfer:
                 self._scheduler.found_rangeless(run)
 
     def _hurry_front(self) -> None:
-        behind = self._scheduler.table.held_bytes - self._front * self._grid.piece_length
-        if self._digests and behind > FOLLOW_BYTES:
-            self._scheduler.want(self._front, self._front + 1, urgent=False)
+        front = self._whole.front
+        behind = self._scheduler.table.held_bytes - front * self._grid.piece_length
+        if self._whole.digests and behind > FOLLOW_BYTES:
+            self._scheduler.want(front, front + 1, urgent=False)
 
     def _act(self) -> None:
         """Carry out what the scheduler decides, until it has nothing more."""
@@ -334,7 +311,7 @@ class Transfer:
             case Recheck(piece):
                 self._start(self._recheck, piece)
             case Blame(mirror, reason):
-                self._observe(MirrorBlamed(self._mirrors[mirror].url, reason))
+                self.observe(MirrorBlamed(self._mirrors[mirror].url, reason))
 
     def _start(self, function: Callable[..., object], *arguments: object) -> None:
         if self._nursery is None:
@@ -378,7 +355,7 @@ class Transfer:
         if message is not None:
             url = self._mirrors[ask.mirror].url
             failed = errors.MirrorError(url, message)
-            self._observe(MirrorFailed(url, failed, is_final=standing.out is not None))
+            self.observe(MirrorFailed(url, failed, is_final=standing.out is not None))
         self._act()
 
     async def _recheck(self, piece: int) -> None:
@@ -410,89 +387,31 @@ class Transfer:
             if self._error is None:
                 _log.warning("what had arrived could not be journaled: %s", error)
 
-    # -- the whole file -------------------------------------------------------------
+    # -- for the whole file ---------------------------------------------------------
 
-    async def _gather(self) -> None:
-        """Until all pieces are here; the whole-file hash follows the front meanwhile."""
-        while not (self._front == self._grid.count and self._follower_is_done()):
-            if self._follower_is_done():
-                await self._grown.wait()
-                self._grown = trio.Event()
-            else:
-                await self._follower.advance(self._front_bytes())
+    async def wait_complete(self) -> None:
+        """Until every piece is held and nothing writes any more."""
         if not self._scheduler.is_complete:
             self._complete = trio.Event()
             self._wakeup.set()
             await self._complete.wait()
 
-    def _front_bytes(self) -> int:
-        return min(self._front * self._grid.piece_length, self._grid.size)
-
-    def _follower_is_done(self) -> bool:
-        return not self._digests or self._follower.position == self._front_bytes()
-
-    async def _compare(self) -> bool:
-        """Whether the file is what the manifest says. Raises ChecksumError at the last time."""
-        self._comparisons += 1
-        wrong = self._follower.mismatches()
-        self._observe(WholeFileCompared(not wrong))
-        if not wrong:
-            accused = self._inquest.accused if self._is_repairing else None
-            if accused is not None:
-                self._blame(accused, "with another mirror's bytes the file is right")
-                self._act()
-            return True
-        if self._comparisons >= MAX_COMPARISONS:
-            raise self._checksum_error(wrong, f"after {MAX_COMPARISONS} comparisons")
-        return False
-
-    def _checksum_error(self, wrong: Iterable[Digest], why: str) -> errors.ChecksumError:
-        names = " and ".join(digest.algorithm.value for digest in wrong)
-        return errors.ChecksumError(
-            f"{self._manifest.name}: the whole file does not match its {names} {why}; "
-            "check the source of the checksum"
-        )
-
-    async def _repair(self) -> None:
-        """Fetch again what may be wrong. Raises ChecksumError when nothing may be."""
-        wrong = self._follower.mismatches()
-        damaged = await find_damaged(
-            self._target.fd,
-            self._grid,
-            range(self._grid.count),
-            self._algorithm,
-            self._expected,
-        )
-        if damaged:
-            await self._fetch_again(dict.fromkeys(damaged, frozenset()))
-        elif self._pieces is not None:
-            raise self._checksum_error(wrong, "although every piece matches its own hash")
-        else:
-            await self._find_liar(wrong)
-        self._follower = FrontHasher(self._target.fd, self._digests)
-        await self._gather()
-
-    def _expected(self, piece: int) -> bytes:
-        return self._pieces[piece] if self._pieces is not None else self._inquest.digests[piece]
-
-    async def _find_liar(self, wrong: list[Digest]) -> None:
-        if self._is_repairing:
-            self._inquest.compared()
-        self._is_repairing = True
-        while plan := self._inquest.plan(self._usable()):
-            await self._fetch_again(plan)
-            for liar in self._inquest.liars:
-                self._blame(liar, "other mirrors agree on other bytes")
-            self._act()
-        if not self._inquest.has_news:
-            raise self._checksum_error(wrong, "and fetching it again gives the same bytes")
-
-    async def _fetch_again(self, plan: Plan) -> None:
+    async def fetch_again(self, plan: Plan) -> None:
+        """Fetch pieces again, each not from the mirrors that the plan names; wait for them."""
         await self._committer.forget(plan)
         self._refetch(plan)
         self._complete = trio.Event()
         self._wakeup.set()
         await self._complete.wait()
+
+    def usable(self) -> list[int]:
+        """The mirrors that are not out."""
+        return [m.index for m in self._scheduler.mirrors if m.out is None]
+
+    def blame(self, mirror: int, reason: str) -> None:
+        """*mirror* was proved to send wrong bytes."""
+        self._scheduler.blame(mirror, reason)
+        self._act()
 
     def _refetch(self, plan: Plan) -> None:
         if not plan:
@@ -500,14 +419,8 @@ class Transfer:
         self._committer.drop(plan)
         for piece, not_from in plan.items():
             self._scheduler.fetch_again(piece, not_from)
-        self._front = min(self._front, *plan)
+        self._whole.reopened(min(plan))
         self._wakeup.set()
-
-    def _usable(self) -> list[int]:
-        return [m.index for m in self._scheduler.mirrors if m.out is None]
-
-    def _blame(self, mirror: int, reason: str) -> None:
-        self._scheduler.blame(mirror, reason)
 
 
 def _in_order(mirrors: Iterable[Mirror], location: str | None) -> list[Mirror]:

@@ -1,0 +1,169 @@
+"""The whole-file hash: it follows the front of the file, decides at the end, finds what is wrong.
+
+The hash is made of the contiguous front while the rest arrives, so that it ends with the
+download. Where it does not match, only what may be wrong is fetched again: pieces that
+changed on disk, then, without piece hashes, what a liar sent (:mod:`blame`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+import trio
+
+from ddfs import errors
+from ddfs.fetch.blame import UNKNOWN, Inquest, Plan
+from ddfs.fetch.events import WholeFileCompared
+from ddfs.fetch.pieces import HELD
+from ddfs.fetch.verify import FrontHasher, decisive, find_damaged
+from ddfs.model import Digest, HashAlgorithm, Manifest
+
+# Comparisons of the whole-file hash; between two of them only suspect ranges are fetched.
+MAX_COMPARISONS: Final = 3
+
+
+class Fetching(Protocol):
+    """What brings the pieces: :class:`transfer.Transfer`."""
+
+    def observe(self, event: WholeFileCompared) -> None:
+        """Tell whoever watches."""
+
+    async def wait_complete(self) -> None:
+        """Until every piece is held and nothing writes any more."""
+
+    async def fetch_again(self, plan: Plan) -> None:
+        """Fetch pieces again, each not from the mirrors that the plan names; wait for them."""
+
+    def usable(self) -> list[int]:
+        """The mirrors that are not out."""
+
+    def blame(self, mirror: int, reason: str) -> None:
+        """*mirror* was proved to send wrong bytes."""
+
+
+class WholeFile:
+    """*states* are the live states of the pieces of the file behind *fd*.
+
+    ``front`` is the first piece that is not held, ``digests`` are those that decide,
+    ``comparisons`` says how often they were compared.
+    """
+
+    def __init__(self, manifest: Manifest, fd: int, states: bytearray, fetching: Fetching) -> None:
+        self.digests = decisive(manifest.digests)
+        self.front = 0
+        self.comparisons = 0
+        self._name = manifest.name
+        self._grid = manifest.grid
+        self._pieces = manifest.pieces
+        self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
+        self._fd = fd
+        self._states = states
+        self._fetching = fetching
+        # Who sent each piece and what arrived; without piece hashes that finds a liar.
+        count = 0 if self._pieces else self._grid.count
+        self._inquest = Inquest([UNKNOWN] * count, [b""] * count)
+        self._is_repairing = False
+        self._follower = FrontHasher(fd, self.digests)
+        self._grown = trio.Event()
+
+    # -- what happens to pieces -----------------------------------------------------
+
+    def received(self, piece: int, mirror: int, digest: bytes) -> Plan:
+        """*mirror* sent *piece*; for files without piece hashes. What to fetch because of it."""
+        if self._is_repairing:
+            return self._inquest.heard(piece, mirror, digest, self._fetching.usable())
+        self._inquest.sources[piece] = mirror
+        self._inquest.digests[piece] = digest
+        return {}
+
+    def advance(self) -> None:
+        """Pieces may be held that were not."""
+        front, count = self.front, len(self._states)
+        while front < count and self._states[front] == HELD:
+            front += 1
+        if front != self.front:
+            self.front = front
+            self._grown.set()
+
+    def reopened(self, piece: int) -> None:
+        """*piece* is fetched again."""
+        self.front = min(self.front, piece)
+
+    # -- the way to the end ---------------------------------------------------------
+
+    async def see_through(self) -> None:
+        """Until the file is complete and what the manifest says.
+
+        Raises :class:`errors.ChecksumError`, :class:`errors.HostError`.
+        """
+        await self._gather()
+        while self.digests and not self._compare():
+            await self._repair()
+
+    async def _gather(self) -> None:
+        """Until all pieces are here; the hash follows the front meanwhile."""
+        while not (self.front == self._grid.count and self._follower_is_done()):
+            if self._follower_is_done():
+                await self._grown.wait()
+                self._grown = trio.Event()
+            else:
+                await self._follower.advance(self._front_bytes())
+        await self._fetching.wait_complete()
+
+    def _front_bytes(self) -> int:
+        return min(self.front * self._grid.piece_length, self._grid.size)
+
+    def _follower_is_done(self) -> bool:
+        return not self.digests or self._follower.position == self._front_bytes()
+
+    def _compare(self) -> bool:
+        """Whether the file is what the manifest says. Raises ChecksumError at the last time."""
+        self.comparisons += 1
+        wrong = self._follower.mismatches()
+        self._fetching.observe(WholeFileCompared(not wrong))
+        if not wrong:
+            accused = self._inquest.accused if self._is_repairing else None
+            if accused is not None:
+                self._fetching.blame(accused, "with another mirror's bytes the file is right")
+            return True
+        if self.comparisons >= MAX_COMPARISONS:
+            raise self._error(wrong, f"after {MAX_COMPARISONS} comparisons")
+        return False
+
+    def _error(self, wrong: Iterable[Digest], why: str) -> errors.ChecksumError:
+        names = " and ".join(digest.algorithm.value for digest in wrong)
+        return errors.ChecksumError(
+            f"{self._name}: the whole file does not match its {names} {why}; "
+            "check the source of the checksum"
+        )
+
+    # -- repair ---------------------------------------------------------------------
+
+    async def _repair(self) -> None:
+        """Fetch again what may be wrong. Raises ChecksumError when nothing may be."""
+        wrong = self._follower.mismatches()
+        every = range(self._grid.count)
+        damaged = await find_damaged(self._fd, self._grid, every, self._algorithm, self._expected)
+        if damaged:
+            await self._fetching.fetch_again(dict.fromkeys(damaged, frozenset()))
+        elif self._pieces is not None:
+            raise self._error(wrong, "although every piece matches its own hash")
+        else:
+            await self._find_liar(wrong)
+        self._follower = FrontHasher(self._fd, self.digests)
+        await self._gather()
+
+    def _expected(self, piece: int) -> bytes:
+        return self._pieces[piece] if self._pieces is not None else self._inquest.digests[piece]
+
+    async def _find_liar(self, wrong: list[Digest]) -> None:
+        if self._is_repairing:
+            self._inquest.compared()
+        self._is_repairing = True
+        while plan := self._inquest.plan(self._fetching.usable()):
+            await self._fetching.fetch_again(plan)
+            for liar in self._inquest.liars:
+                self._fetching.blame(liar, "other mirrors agree on other bytes")
+        if not self._inquest.has_news:
+            raise self._error(wrong, "and fetching it again gives the same bytes")
