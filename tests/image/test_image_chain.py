@@ -110,10 +110,10 @@ def test_version_1_and_2_headers(tmp_path: Path) -> None:
         assert paths(top) == [str(top), "/base"]
 
 
-def test_external_data_file(tmp_path: Path) -> None:
+def test_external_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where qemu-img makes the data file
     top = tmp_path / "top.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", top, "1M")
-    (tmp_path / "data.raw").unlink(missing_ok=True)
     chain = backing_chain(str(top), "qcow2", under=MOUNT)
     assert chain == (
         Image(str(top), "qcow2"),

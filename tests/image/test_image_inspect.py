@@ -106,7 +106,8 @@ def test_a_backing_file(tmp_path: Path, version: str) -> None:
         inspect_file(top, claimed=ImageFormat.QCOW2)
 
 
-def test_an_external_data_file(tmp_path: Path) -> None:
+def test_an_external_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where qemu-img makes the data file
     top = tmp_path / "top.qcow2"
     qemu_img("create", "-f", "qcow2", "-o", "data_file=data.raw", top, "1M")
     assert "external data file" in refusal(top.read_bytes())
