@@ -74,14 +74,15 @@ class Segment:
     """Pieces *first* to *end* - 1, in order.
 
     *on_piece* is called in the worker thread with the piece's number and digest, after its
-    bytes were handed to the kernel.
+    bytes were handed to the kernel. Without *algorithm* nothing is hashed and the digest is
+    empty.
     """
 
     def __init__(
         self,
         fd: int,
         grid: Grid,
-        algorithm: HashAlgorithm,
+        algorithm: HashAlgorithm | None,
         first: int,
         end: int,
         on_piece: Callable[[int, bytes], None],
@@ -101,7 +102,7 @@ class Segment:
         self._wake: Callable[[], object] | None = None
         self._piece = first
         self._piece_end = grid.bytes_of(first).end
-        self._hash: _Hash = algorithm.hasher()
+        self._hash: _Hash | None = algorithm.hasher() if algorithm else None
 
     # -- from the event loop --------------------------------------------------------
 
@@ -248,15 +249,16 @@ class Segment:
         self.received += len(data)
         while data:
             part = data[: self._piece_end - position]
-            self._hash.update(part)
+            if self._hash is not None:
+                self._hash.update(part)
             self._write(part, position)
             position += len(part)
             data = data[len(part) :]
             if position == self._piece_end:
                 self.position = position
-                self._on_piece(self._piece, self._hash.digest())
+                self._on_piece(self._piece, self._hash.digest() if self._hash else b"")
                 self._piece += 1
-                self._hash = self._algorithm.hasher()
+                self._hash = self._algorithm.hasher() if self._algorithm else None
                 self._piece_end = min(position + self._grid.piece_length, self._grid.size)
         self.position = position
 

@@ -16,7 +16,7 @@ from ddfs import errors
 from ddfs.fetch.blame import UNKNOWN, Inquest, Plan
 from ddfs.fetch.events import WholeFileCompared
 from ddfs.fetch.pieces import HELD
-from ddfs.fetch.verify import FrontHasher, decisive, find_damaged
+from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, hash_range
 from ddfs.model import Digest, HashAlgorithm, Manifest
 
 # Comparisons of the whole-file hash; between two of them only suspect ranges are fetched.
@@ -46,7 +46,8 @@ class WholeFile:
     """*states* are the live states of the pieces of the file behind *fd*.
 
     ``front`` is the first piece that is not held, ``digests`` are those that decide,
-    ``comparisons`` says how often they were compared.
+    ``comparisons`` says how often they were compared, ``is_repairing`` whether they did not
+    match.
     """
 
     def __init__(self, manifest: Manifest, fd: int, states: bytearray, fetching: Fetching) -> None:
@@ -63,15 +64,18 @@ class WholeFile:
         # Who sent each piece and what arrived; without piece hashes that finds a liar.
         count = 0 if self._pieces else self._grid.count
         self._inquest = Inquest([UNKNOWN] * count, [b""] * count)
-        self._is_repairing = False
+        self.is_repairing = False
         self._follower = FrontHasher(fd, self.digests)
         self._grown = trio.Event()
 
     # -- what happens to pieces -----------------------------------------------------
 
     def received(self, piece: int, mirror: int, digest: bytes) -> Plan:
-        """*mirror* sent *piece*; for files without piece hashes. What to fetch because of it."""
-        if self._is_repairing:
+        """*mirror* sent *piece*; for files without piece hashes. What to fetch because of it.
+
+        *digest* may be empty until ``is_repairing``: it is then made when it is needed.
+        """
+        if self.is_repairing:
             return self._inquest.heard(piece, mirror, digest, self._fetching.usable())
         self._inquest.sources[piece] = mirror
         self._inquest.digests[piece] = digest
@@ -123,7 +127,7 @@ class WholeFile:
         wrong = self._follower.mismatches()
         self._fetching.observe(WholeFileCompared(not wrong))
         if not wrong:
-            accused = self._inquest.accused if self._is_repairing else None
+            accused = self._inquest.accused if self.is_repairing else None
             if accused is not None:
                 self._fetching.blame(accused, "with another mirror's bytes the file is right")
             return True
@@ -143,8 +147,8 @@ class WholeFile:
     async def _repair(self) -> None:
         """Fetch again what may be wrong. Raises ChecksumError when nothing may be."""
         wrong = self._follower.mismatches()
-        every = range(self._grid.count)
-        damaged = await find_damaged(self._fd, self._grid, every, self._algorithm, self._expected)
+        known = [piece for piece in range(self._grid.count) if self._expected(piece)]
+        damaged = await find_damaged(self._fd, self._grid, known, self._algorithm, self._expected)
         if damaged:
             await self._fetching.fetch_again(dict.fromkeys(damaged, frozenset()))
         elif self._pieces is not None:
@@ -158,9 +162,13 @@ class WholeFile:
         return self._pieces[piece] if self._pieces is not None else self._inquest.digests[piece]
 
     async def _find_liar(self, wrong: list[Digest]) -> None:
-        if self._is_repairing:
+        if self.is_repairing:
             self._inquest.compared()
-        self._is_repairing = True
+        self.is_repairing = True
+        for piece, digest in enumerate(self._inquest.digests):
+            if not digest:
+                place = self._grid.bytes_of(piece)
+                self._inquest.digests[piece] = await hash_range(self._fd, place, self._algorithm)
         while plan := self._inquest.plan(self._fetching.usable()):
             await self._fetching.fetch_again(plan)
             for liar in self._inquest.liars:

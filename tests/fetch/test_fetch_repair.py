@@ -9,6 +9,7 @@ import pytest
 from fetch_target import fetch, manifest_of, random_bytes
 
 from ddfs import errors
+from ddfs.fetch import transfer
 from ddfs.fetch.events import MirrorBlamed, PieceVerified, WholeFileCompared
 from ddfs.fetch.transfer import PieceRecord
 from ddfs.model import Digest, HashAlgorithm, MiB
@@ -32,6 +33,37 @@ async def test_without_piece_hashes_the_liar_is_found_wherever_it_stands(place, 
         assert done.of(PieceVerified) == []
         assert lab.bytes_sent < 2.5 * len(CONTENT)
         assert {r.mirror_url for r in done.journal.values()} <= set(urls) - {urls[place]}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_a_liar_is_found_without_hashes_made_on_the_way(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "OWN_HASH_BYTES_PER_SECOND", 0)
+    async with MirrorLab() as lab:
+        urls = [
+            lab.mirror(CONTENT, rate=RATE, fault="corrupt_all" if at == place else None)
+            for at in range(3)
+        ]
+        path, journal = tmp_path / "partial", {}
+        manifest = manifest_of(CONTENT, urls, piece_length=None)
+        done = await fetch(manifest, path, journal=journal)
+        assert done.content == CONTENT
+        assert [e.mirror_url for e in done.of(MirrorBlamed)] == [urls[place]]
+        assert lab.bytes_sent < 2.5 * len(CONTENT)
+        # Journaled without a hash or not, it is on disk: nothing is fetched again.
+        assert any(record.sha256 == b"" for record in journal.values())
+        sent = lab.bytes_sent
+        assert (await fetch(manifest, path, journal=journal)).content == CONTENT
+        assert lab.bytes_sent == sent
+
+
+async def test_a_piece_that_two_mirrors_wrote_is_nobodys_until_it_is_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "OWN_HASH_BYTES_PER_SECOND", 0)
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(CONTENT, rate=RATE), lab.mirror(CONTENT, rate=RATE, fault="drip")]
+        manifest = manifest_of(CONTENT, urls, piece_length=None)
+        done = await fetch(manifest, tmp_path / "partial")
+        assert done.content == CONTENT
+        assert {r.mirror_url for r in done.journal.values()} == {urls[0], ""}
 
 
 @pytest.mark.parametrize("place", [0, 1])
