@@ -34,10 +34,14 @@ async def attempt(
                 if refusal is not None:
                     return refusal
                 skip = first if response.status_code == 200 else 0
-                async with body_of(response, response.aiter_raw(BUFFER_BYTES)) as parts:
+                pacer = segment.pace.pacer
+                size = pacer.quantum if pacer.is_limited else BUFFER_BYTES
+                async with body_of(response, response.aiter_raw(size)) as parts:
                     async for part in parts:
                         await _take(segment, memoryview(part)[skip:], threads)
                         skip = max(0, skip - len(part))
+                        if pacer.is_limited:
+                            await _pay(segment, len(part))
                         if segment.is_done:
                             break
         if segment.is_done or scope.cancelled_caught:
@@ -59,6 +63,20 @@ async def _take(segment: Segment, data: memoryview, threads: trio.CapacityLimite
                 await trio.to_thread.run_sync(partial(segment.feed, data), limiter=threads)
     finally:
         segment.claim(0)
+
+
+async def _pay(segment: Segment, count: int) -> None:
+    """As :meth:`Segment._pay`, in the event loop; whoever aborts *segment* cancels it."""
+    pacer = segment.pace.pacer
+    ticket = pacer.ask(segment.pace.share, count)
+    segment.is_held_back = True
+    try:
+        # The clock is what it waits for: no event comes from a bucket that fills.
+        while seconds := pacer.seconds_until(ticket):  # noqa: ASYNC110
+            await trio.sleep(seconds)
+    finally:
+        pacer.drop(ticket)
+        segment.is_held_back = False
 
 
 def _head(response: httpx.Response) -> ResponseHead:

@@ -27,6 +27,7 @@ from ddfs.fetch.connection import (
     parse_content_range,
 )
 from ddfs.fetch.mirrors import Failure, FailureKind
+from ddfs.fetch.pacing import UNPACED, Pace
 from ddfs.model import Grid, HashAlgorithm, KiB, MiB
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class Segment:
         self.is_aborted = False
         self.ignores_ranges = False
         self.received = 0
+        # The limits that it keeps to, and whether it waits for us and not for its mirror.
+        self.pace: Pace = UNPACED
+        self.is_held_back = False
+        self._paid = threading.Event()
         self._fd = fd
         self._grid = grid
         self._algorithm = algorithm
@@ -124,6 +129,7 @@ class Segment:
         with self._lock:
             self.is_aborted = True
             connection, wake = self._connection, self._wake
+        self._paid.set()
         if connection is not None:
             connection.abort()
         if wake is not None:
@@ -196,6 +202,8 @@ class Segment:
             if skip:
                 count = self._fill(connection, buffer[: min(skip, len(buffer))])
                 skip -= count
+                if self.pace.pacer.is_limited:
+                    self._pay(count)
             else:
                 count = self._take(connection, buffer)
             if count == 0:
@@ -207,7 +215,8 @@ class Segment:
     def _take(self, connection: Connection, buffer: memoryview) -> int:
         """Receive some bytes and write them. 0 only at the end of the response."""
         while True:
-            room = self._claim(len(buffer))
+            is_paced = self.pace.pacer.is_limited
+            room = self._claim(self.pace.pacer.quantum if is_paced else len(buffer))
             if room == 0:
                 return 1
             count = 0
@@ -220,12 +229,21 @@ class Segment:
                 count += received
             if count:
                 self.feed(buffer[:count])
+                if is_paced:
+                    self._pay(count)
                 return count
             if ended:
                 return 0
             # Waiting claims nothing, so that a cut can take all of it.
             self._claim(0)
             connection.wait_readable()
+
+    def _pay(self, count: int) -> None:
+        """Wait until the limits let *count* more bytes pass; claims nothing meanwhile."""
+        self._claim(0)
+        self.is_held_back = True
+        self.pace.pay(count, self._paid, lambda: self.is_aborted)
+        self.is_held_back = False
 
     def _fill(self, connection: Connection, buffer: memoryview) -> int:
         while (count := connection.receive_into(buffer)) is None:

@@ -87,6 +87,13 @@ class FetchState:
             if self._received - self._progress_bytes >= GIVE_UP_BYTES:
                 self._progress_bytes, self._progress_at = self._received, now
 
+    def held_back(self, run_id: int, now: float) -> None:
+        """The run waits for a limit of ours: that silence is not its mirror's."""
+        run = self.runs[run_id]
+        run.last_byte_at = self._progress_at = now
+        if not run.is_answered:
+            run.started_at = now
+
     def piece_arrived(
         self, run_id: int, piece: int, now: float, *, matches: bool, digest: bytes
     ) -> bool:

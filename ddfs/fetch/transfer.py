@@ -61,11 +61,6 @@ LAST_COMMIT_SECONDS: Final = 1.5
 # in front, the hole is fetched next: hashing it all at the end would be felt.
 FOLLOW_BYTES: Final = 192 * MiB
 
-# Without piece hashes our own of each piece tell a liar from a broken disk. Above this rate
-# they would be felt (SHA-256 takes a core 0.7 s a GiB, and the whole-file hash as much), and
-# they are made only if the whole file turns out wrong.
-OWN_HASH_BYTES_PER_SECOND: Final = 150 * MiB
-
 # One round of decisions leads to the next, but not for ever.
 _MAX_ROUNDS: Final = 10_000
 
@@ -92,6 +87,7 @@ class Transfer:
         self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
         self._mirrors = _in_order(manifest.mirrors, location)
         self._routes = [Route(mirror.url) for mirror in self._mirrors]
+        self._pace = transport.pace()
         self._scheduler = Scheduler(self._grid, len(self._mirrors))
         self._whole = WholeFile(manifest, target.fd, self._scheduler.table.states, self)
         self._segments: dict[int, tuple[int, Segment]] = {}
@@ -201,7 +197,7 @@ class Transfer:
             if not 0 <= record.piece < self._grid.count:
                 continue
             if self._pieces is None:
-                if len(record.sha256) not in (0, HashAlgorithm.SHA256.digest_size):
+                if len(record.sha256) != HashAlgorithm.SHA256.digest_size:
                     continue
                 sender = index.get(record.mirror_url, UNKNOWN)
                 self._whole.received(record.piece, sender, record.sha256)
@@ -269,8 +265,7 @@ class Transfer:
     def _keep(self, piece: int, mirror: int, digest: bytes) -> None:
         """The piece is in the file: remember who sent it, and tell who waits."""
         own = b"" if self._pieces is not None else digest
-        url = self._mirrors[mirror].url if mirror != UNKNOWN else ""
-        self._committer.add(PieceRecord(piece, url, own))
+        self._committer.add(PieceRecord(piece, self._mirrors[mirror].url, own))
         if self._pieces is not None:
             self.observe(PieceVerified(piece))
         else:
@@ -280,6 +275,8 @@ class Transfer:
     def _take_progress(self, now: float) -> None:
         for run, (_, segment) in self._segments.items():
             self._scheduler.progressed(run, segment.position, now)
+            if segment.is_held_back:
+                self._scheduler.held_back(run, now)
             if segment.ignores_ranges:
                 self._scheduler.found_rangeless(run)
 
@@ -333,17 +330,12 @@ class Transfer:
             self._arrivals.append((ask.run, piece, digest))
             token.run_sync_soon(self._wake, idempotent=True)
 
-        algorithm = self._algorithm if self._is_hashing() else None
-        segment = Segment(self._target.fd, self._grid, algorithm, ask.first, ask.end, on_piece)
+        segment = Segment(
+            self._target.fd, self._grid, self._algorithm, ask.first, ask.end, on_piece
+        )
+        segment.pace = self._pace
         self._segments[ask.run] = (ask.mirror, segment)
         self._start(self._fetch, ask, segment)
-
-    def _is_hashing(self) -> bool:
-        return (
-            self._pieces is not None
-            or self._whole.is_repairing
-            or self._scheduler.rate < OWN_HASH_BYTES_PER_SECOND
-        )
 
     def _wake(self) -> None:
         self._wakeup.set()
@@ -378,10 +370,8 @@ class Transfer:
         except errors.HostError as error:
             self._fail(error)
             return
-        # Not hashed as it came: it is here, and nobody can say by whom.
-        matches = made == digest or not digest
-        if self._scheduler.rechecked(piece, matches=matches, mirror=mirror):
-            self._keep(piece, mirror if digest else UNKNOWN, made)
+        if self._scheduler.rechecked(piece, matches=made == digest, mirror=mirror):
+            self._keep(piece, mirror, digest)
         self._act()
 
     # -- journal --------------------------------------------------------------------

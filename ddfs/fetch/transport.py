@@ -22,6 +22,7 @@ from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
 from ddfs.fetch.connection import Connection
 from ddfs.fetch.documents import Documents, FetchedDocument, uses_proxy
 from ddfs.fetch.mirrors import Failure, FailureKind
+from ddfs.fetch.pacing import Pace, Pacer
 from ddfs.fetch.segment import (
     BUFFER_BYTES,
     Broken,
@@ -30,6 +31,7 @@ from ddfs.fetch.segment import (
     Redirected,
     Segment,
 )
+from ddfs.fetch.turns import CONNECTIONS_PER_HOST, Turns
 from ddfs.model import ByteRange
 
 __all__ = ["FetchedDocument", "Route", "Transport"]
@@ -62,9 +64,15 @@ class Route:
 
 
 class Transport:
-    """The one owner of connections; an async context manager, one per process."""
+    """The one owner of connections; an async context manager, one per process.
+
+    ``pacer`` limits the bandwidth of the bulk, ``turns`` the connections to one server;
+    both may be changed at any time.
+    """
 
     def __init__(self) -> None:
+        self.pacer = Pacer()
+        self.turns = Turns(CONNECTIONS_PER_HOST)
         self._documents = Documents()
         self._idle: list[tuple[float, Connection]] = []
         self._buffers: list[bytearray] = []
@@ -111,6 +119,10 @@ class Transport:
 
     # -- the bulk -------------------------------------------------------------------
 
+    def pace(self) -> Pace:
+        """A share of the bandwidth, for one fetch and its segments."""
+        return Pace(self.pacer)
+
     async def fetch(self, segment: Segment, route: Route) -> Failure | None:
         """Fill *segment* from *route*; None when it is done or was aborted.
 
@@ -156,6 +168,10 @@ class Transport:
         route.resolved = target
 
     async def _attempt(self, segment: Segment, address: Address) -> Outcome:
+        async with self.turns.turn(segment, address):
+            return Done() if segment.is_aborted else await self._exchange(segment, address)
+
+    async def _exchange(self, segment: Segment, address: Address) -> Outcome:
         if uses_proxy(address):
             from ddfs.fetch.proxied import attempt
 

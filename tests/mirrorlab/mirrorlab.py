@@ -89,6 +89,8 @@ class LabMirror:
     requests: int = 0
     bytes_sent: int = 0
     connections: int = 0
+    open: int = 0
+    most_open: int = 0
     ranges: list[tuple[int, int]] = field(default_factory=list)
     heads: list[bytes] = field(default_factory=list)
     _tokens: float = 0.0
@@ -212,11 +214,19 @@ class MirrorLab:
     async def _serve(self, mirror: LabMirror, listener: trio.abc.Listener) -> None:
         async def handle(stream: trio.abc.HalfCloseableStream) -> None:
             mirror.connections += 1
-            with contextlib.suppress(
-                trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError, ssl.SSLError
-            ):
-                async with stream:
-                    await _Exchange(mirror, stream).run()
+            mirror.open += 1
+            mirror.most_open = max(mirror.most_open, mirror.open)
+            try:
+                with contextlib.suppress(
+                    trio.BrokenResourceError,
+                    trio.ClosedResourceError,
+                    ConnectionError,
+                    ssl.SSLError,
+                ):
+                    async with stream:
+                        await _Exchange(mirror, stream).run()
+            finally:
+                mirror.open -= 1
 
         with mirror._scope:
             await trio.serve_listeners(handle, [listener])
