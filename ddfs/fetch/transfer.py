@@ -61,6 +61,11 @@ LAST_COMMIT_SECONDS: Final = 1.5
 # in front, the hole is fetched next: hashing it all at the end would be felt.
 FOLLOW_BYTES: Final = 192 * MiB
 
+# Without piece hashes our own of each piece tell a liar from a broken disk. Above this rate
+# they would be felt (SHA-256 takes a core 0.7 s a GiB, and the whole-file hash as much), and
+# they are made only if the whole file turns out wrong.
+OWN_HASH_BYTES_PER_SECOND: Final = 150 * MiB
+
 # One round of decisions leads to the next, but not for ever.
 _MAX_ROUNDS: Final = 10_000
 
@@ -197,7 +202,7 @@ class Transfer:
             if not 0 <= record.piece < self._grid.count:
                 continue
             if self._pieces is None:
-                if len(record.sha256) != HashAlgorithm.SHA256.digest_size:
+                if len(record.sha256) not in (0, HashAlgorithm.SHA256.digest_size):
                     continue
                 sender = index.get(record.mirror_url, UNKNOWN)
                 self._whole.received(record.piece, sender, record.sha256)
@@ -265,7 +270,8 @@ class Transfer:
     def _keep(self, piece: int, mirror: int, digest: bytes) -> None:
         """The piece is in the file: remember who sent it, and tell who waits."""
         own = b"" if self._pieces is not None else digest
-        self._committer.add(PieceRecord(piece, self._mirrors[mirror].url, own))
+        url = self._mirrors[mirror].url if mirror != UNKNOWN else ""
+        self._committer.add(PieceRecord(piece, url, own))
         if self._pieces is not None:
             self.observe(PieceVerified(piece))
         else:
@@ -330,12 +336,18 @@ class Transfer:
             self._arrivals.append((ask.run, piece, digest))
             token.run_sync_soon(self._wake, idempotent=True)
 
-        segment = Segment(
-            self._target.fd, self._grid, self._algorithm, ask.first, ask.end, on_piece
-        )
+        algorithm = self._algorithm if self._is_hashing() else None
+        segment = Segment(self._target.fd, self._grid, algorithm, ask.first, ask.end, on_piece)
         segment.pace = self._pace
         self._segments[ask.run] = (ask.mirror, segment)
         self._start(self._fetch, ask, segment)
+
+    def _is_hashing(self) -> bool:
+        return (
+            self._pieces is not None
+            or self._whole.is_repairing
+            or self._scheduler.rate < OWN_HASH_BYTES_PER_SECOND
+        )
 
     def _wake(self) -> None:
         self._wakeup.set()
@@ -370,8 +382,10 @@ class Transfer:
         except errors.HostError as error:
             self._fail(error)
             return
-        if self._scheduler.rechecked(piece, matches=made == digest, mirror=mirror):
-            self._keep(piece, mirror, digest)
+        # Not hashed as it came: it is here, and nobody can say by whom.
+        matches = made == digest or not digest
+        if self._scheduler.rechecked(piece, matches=matches, mirror=mirror):
+            self._keep(piece, mirror if digest else UNKNOWN, made)
         self._act()
 
     # -- journal --------------------------------------------------------------------
