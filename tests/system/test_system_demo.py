@@ -15,7 +15,7 @@ from lab.host import TOP
 class Demo:
     """contrib/demo as somebody runs it, with a temporary directory of its own."""
 
-    def __init__(self, temporary: Path) -> None:
+    def __init__(self, temporary: Path, *arguments: str) -> None:
         self.log = temporary / "output"
         self.temporary = temporary
         # Outside, for all that it knows.
@@ -23,7 +23,12 @@ class Demo:
         environ["TMPDIR"] = str(temporary)
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [TOP / "contrib" / "demo"], stdout=output, stderr=output, env=environ
+                [TOP / "contrib" / "demo", *arguments],
+                stdout=output,
+                stderr=output,
+                env=environ,
+                # Somebody may run the tests in the background, where shells ignore it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
@@ -63,9 +68,9 @@ def test_the_demo_cleans_up_when_it_is_interrupted(directory: Path, number: int)
 
 
 def test_the_demo_says_what_is_wrong_with_a_source(directory: Path) -> None:
-    environ = {**os.environ, "TMPDIR": str(directory)}
-    command = [TOP / "contrib" / "demo", f"{directory}/missing.meta4"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
-    assert result.returncode != 0
-    assert "missing.meta4" in result.stderr
-    assert "Traceback" not in result.stderr
+    demo = Demo(directory, f"{directory}/missing.meta4")
+    assert demo.process.wait(60) == 1
+    assert "\ncontrib/demo: " in demo.output()
+    assert "missing.meta4" in demo.output()
+    assert "Traceback" not in demo.output()
+    assert demo.left_over() == []

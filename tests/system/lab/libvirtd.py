@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -112,8 +113,16 @@ class Libvirtd:
             command, capture_output=True, text=True, timeout=VIRSH_SECONDS, check=False
         )
         if check and result.returncode != 0:
-            raise LabError(f"virsh {' '.join(map(str, arguments))}: {result.stderr.strip()}")
+            words = shlex.join(map(str, arguments))
+            raise LabError(f"virsh {words}: {result.stderr.strip()}\n{self._state()}")
         return result
+
+    def _state(self) -> str:
+        if self._process is None:
+            return "libvirtd is stopped"
+        if self._process.returncode is None:
+            return "libvirtd runs"
+        return f"libvirtd ended with {self._process.returncode}\n{self._process.tail()}"
 
     def define(self, domain: Domain, directory: Path) -> None:
         path = directory / f"{domain.name}.xml"
