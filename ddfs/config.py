@@ -8,6 +8,7 @@ library only, since the hook reads the settings too.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,17 @@ ENVIRONMENT: Final = "DDFS_CONFIG"
 
 # A hook that waits for minutes makes `virsh list` hang for minutes.
 MAX_GATE_WAIT_SECONDS: Final = 300.0
+
+
+# Less than this takes a week for an image, and connections would have to be shut out.
+MIN_BANDWIDTH: Final = 64 * 1024
+# More than any link has; beyond it a number is a mistake.
+MAX_BANDWIDTH: Final = 2**50
+
+# Each fetch is a thread and a buffer of a MiB for every mirror that it uses.
+MAX_FETCHES_AT_ONCE: Final = 1000
+# The threads that receive, over all fetches, are no more.
+MAX_CONNECTIONS_PER_HOST: Final = 256
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,21 @@ class NetworkSettings:
     location: str | None = None
     # Private address ranges that a remote document may name, in CIDR notation.
     allow_networks: tuple[str, ...] = ()
+    # Bytes per second, for all fetches together and for each; 0 is no limit.
+    bandwidth: int = 0
+    bandwidth_per_fetch: int = 0
+    # Connections to one server (a name and a port), over all fetches. Mirrors refuse or ban
+    # who takes more; browsers keep to 6 for one page.
+    connections_per_host: int = 16
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """How fetches share this host."""
+
+    # So many run, the others wait their turn. Enough for a rack that boots, few enough for
+    # each to get somewhere.
+    at_once: int = 16
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,7 @@ class Settings:
     )
     gate: GateSettings = GateSettings()
     network: NetworkSettings = NetworkSettings()
+    fetch: FetchSettings = FetchSettings()
     libvirt: LibvirtSettings = LibvirtSettings()
 
     @property
@@ -124,6 +152,7 @@ def parse(document: Mapping[str, Any]) -> Settings:
         socket=top.path("socket", Settings.socket),
         gate=_gate(top.table("gate")),
         network=_network(top.table("network")),
+        fetch=_fetch(top.table("fetch")),
         libvirt=_libvirt(top.table("libvirt")),
     )
     if primary.keys:
@@ -155,10 +184,54 @@ def _gate(table: _Table) -> GateSettings:
 def _network(table: _Table) -> NetworkSettings:
     location = table.text("location", None)
     networks = table.texts("allow_networks")
+    bandwidth = table.bandwidth("bandwidth")
+    per_fetch = table.bandwidth("bandwidth_per_fetch")
+    connections = table.count(
+        "connections_per_host", NetworkSettings.connections_per_host, MAX_CONNECTIONS_PER_HOST
+    )
     table.refuse_unknown()
     if location is not None and not (len(location) == 2 and location.isalpha()):
         raise errors.ConfigError(f"{table.name}.location: two letters, not {location!r}")
-    return NetworkSettings(location.lower() if location else None, networks)
+    return NetworkSettings(
+        location.lower() if location else None, networks, bandwidth, per_fetch, connections
+    )
+
+
+def _fetch(table: _Table) -> FetchSettings:
+    at_once = table.count("at_once", FetchSettings.at_once, MAX_FETCHES_AT_ONCE)
+    table.refuse_unknown()
+    return FetchSettings(at_once)
+
+
+_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_DECIMAL: Final = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_bandwidth(text: str) -> int:
+    """Bytes per second from ``100MiB``, ``1.5 GiB/s``, ``500k`` (KiB, as curl has it), ``10MB``
+    (decimal) or a plain number; 0 is no limit. Raises :class:`errors.InvalidValueError`.
+    """
+    match = re.fullmatch(
+        r"(\d{1,18}(?:\.\d{1,9})?)\s?([KMGT]?)(I?B)?(/S)?", text.strip(), re.IGNORECASE | re.ASCII
+    )
+    if match is None:
+        raise errors.InvalidValueError(
+            f"{text[:40]!r} is no bandwidth: write bytes per second, for instance 100MiB, "
+            "or 0 for no limit"
+        )
+    prefix, suffix = match[2].upper(), (match[3] or "").upper()
+    unit = _DECIMAL[prefix] if prefix and suffix == "B" else _UNITS[prefix]
+    return validate_bandwidth(float(match[1]) * unit)
+
+
+def validate_bandwidth(value: float) -> int:
+    """*value* in whole bytes per second, if fetches can keep to it; 0 is no limit."""
+    if value != 0 and not MIN_BANDWIDTH <= value <= MAX_BANDWIDTH:
+        raise errors.InvalidValueError(
+            f"{value:.15g} bytes per second is no bandwidth to keep to: give 64KiB or more, "
+            "or 0 for no limit"
+        )
+    return int(value)
 
 
 def _libvirt(table: _Table) -> LibvirtSettings:
@@ -210,6 +283,24 @@ class _Table:
         if not low <= value <= high:
             raise errors.ConfigError(f"{self._full(key)}: between {low:g} and {high:g}")
         return float(value)
+
+    def count(self, key: str, default: int, high: int) -> int:
+        value = self._take(key, int, "a whole number")
+        if value is None:
+            return default
+        if not 1 <= value <= high:
+            raise errors.ConfigError(f"{self._full(key)}: between 1 and {high}")
+        return int(value)
+
+    def bandwidth(self, key: str) -> int:
+        wanted = 'bytes per second, as a number or like "100MiB"'
+        value = self._take(key, (int, float, str), wanted)
+        try:
+            if isinstance(value, str):
+                return parse_bandwidth(value)
+            return validate_bandwidth(value or 0)
+        except errors.InvalidValueError as error:
+            raise errors.ConfigError(f"{self._full(key)}: {error}") from None
 
     def optional_path(self, key: str) -> Path | None:
         value = self._take(key, str, "a path")

@@ -21,6 +21,8 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
         'mountpoint = "/m/./x"\nstate_dir = "/s"\nsocket = "/r/d.sock"\n'
         '[primary.default]\npool = "fast"\n[gate]\nwait = 0\nthen = "start"\n'
         '[network]\nlocation = "DE"\nallow_networks = ["10.0.0.0/8"]\n'
+        'bandwidth = "100MiB"\nbandwidth_per_fetch = 1e6\nconnections_per_host = 3\n'
+        "[fetch]\nat_once = 2\n"
         '[libvirt]\nuri = "test:///default"\n'
     )
     settings = config.load(str(file))
@@ -28,7 +30,10 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
     assert settings.reader_socket == Path("/r/d-ro.sock")
     assert settings.primary["default"] == config.PrimarySettings(None, "fast")
     assert settings.gate == config.GateSettings(0.0, "start")
-    assert settings.network == config.NetworkSettings("de", ("10.0.0.0/8",))
+    assert settings.network == config.NetworkSettings(
+        "de", ("10.0.0.0/8",), 100 * 1024**2, 1_000_000, 3
+    )
+    assert settings.fetch == config.FetchSettings(2)
     assert settings.libvirt.uri == "test:///default"
 
 
@@ -50,6 +55,15 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
         ('[network]\nallow_networks = "10.0.0.0/8"', "network.allow_networks"),
         ("[network]\nallow_networks = [3]", "network.allow_networks"),
         ("gate = 3", "gate: a table"),
+        ('[network]\nbandwidth = "fast"', "network.bandwidth: 'fast' is no bandwidth"),
+        ("[network]\nbandwidth = 100", "network.bandwidth: 100 bytes per second"),
+        ("[network]\nbandwidth = nan", "network.bandwidth"),
+        ("[network]\nbandwidth = true", "network.bandwidth"),
+        ("[network]\nbandwidth_per_fetch = -1", "network.bandwidth_per_fetch"),
+        ("[network]\nconnections_per_host = 0", "network.connections_per_host: between 1 and"),
+        ("[network]\nconnections_per_host = 1.5", "network.connections_per_host: a whole"),
+        ("[fetch]\nat_once = 0", "fetch.at_once: between 1 and"),
+        ("[fetch]\nat_onec = 4", "fetch.at_onec: unknown key"),
         ("this is no toml", "not valid TOML"),
     ],
 )
@@ -75,3 +89,27 @@ def test_a_named_file_must_exist_and_the_variable_names_one(
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(errors.ConfigError, match="cannot be read"):
         config.load()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("65536", 65536),
+        ("100MiB", 100 * 1024**2),
+        ("100 MiB/s", 100 * 1024**2),
+        ("1.5GiB", 3 * 512 * 1024**2),
+        ("500k", 500 * 1024),
+        ("10MB", 10_000_000),
+        ("2 T", 2 * 1024**4),
+        ("100000B/s", 100_000),
+    ],
+)
+def test_a_bandwidth_has_a_unit(text: str, expected: int) -> None:
+    assert config.parse_bandwidth(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e9", "MiB", "1 PiB", "10", "nan", "1MiB/h", "9" * 19])
+def test_what_is_no_bandwidth_is_refused(text: str) -> None:
+    with pytest.raises(errors.InvalidValueError, match="is no bandwidth"):
+        config.parse_bandwidth(text)
