@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ddfs import errors
 from ddfs.cli import output, waiting
 from ddfs.cli.session import JsonOption, session_of
 
@@ -24,6 +25,9 @@ def start(
 
     Unlike `virsh start` it waits as long as that takes.
     """
+    if not domain or "/" in domain:
+        # libvirt refuses both, and neither fits into an address of the API.
+        raise errors.InvalidValueError(f"{domain!r} cannot be a domain's name")
     client = session_of(context).client
     found = waiting.wait(client, client.domain_templates(domain))
     waiting.raise_if_missing(found)

@@ -15,6 +15,7 @@ from ddfs.model import ImageFormat
 
 if TYPE_CHECKING:
     from ddfs.control.client import Client
+    from ddfs.control.messages import TemplateStatus
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -46,15 +47,41 @@ class Session:
 
         *text* is ``NAME``, ``NAME.FORMAT`` or a path in the mount. A name may itself end in
         the suffix of a format, so that only the daemon knows: it is asked where that is so.
+        Raises UnknownTemplateError when there is none, also when only the format differs, and
+        InvalidValueError when two are meant: one by its name, one by its file's.
         """
         if "/" in text:
-            return _without_suffix(self._file_name(text))
+            return self._name_of_file(self._file_name(text))
+        if not text:
+            raise _unknown(text)
         if _without_suffix(text) == text:
             return text
+        named = self._template(text)
+        shown = self._template(_without_suffix(text))
+        if shown is not None and shown.file_name != text:
+            shown = None
+        if named is not None and shown is not None:
+            raise errors.InvalidValueError(
+                f"{text} is the name of {named.path}, and the file of {shown.path}: "
+                "give one of these paths"
+            )
+        found = named or shown
+        if found is None:
+            raise _unknown(text)
+        return found.name
+
+    def _name_of_file(self, file_name: str) -> str:
+        name = _without_suffix(file_name)
+        found = self._template(name)
+        if found is None or found.file_name != file_name:
+            raise _unknown(file_name)
+        return name
+
+    def _template(self, name: str) -> TemplateStatus | None:
         try:
-            return self.client.template(text).name
+            return self.client.template(name)
         except errors.UnknownTemplateError:
-            return _without_suffix(text)
+            return None
 
     def _file_name(self, text: str) -> str:
         # Lexically only: asking about a path in the mount would ask the daemon, and hang
@@ -82,6 +109,12 @@ def complete_template(context: typer.Context, incomplete: str) -> list[str]:
     except errors.DdfsError:
         return []
     return [status.name for status in known if status.name.startswith(incomplete)]
+
+
+def _unknown(text: str) -> errors.UnknownTemplateError:
+    return errors.UnknownTemplateError(
+        f"no template is called {text!r}; ddfs template list shows those there are"
+    )
 
 
 def _without_suffix(file_name: str) -> str:

@@ -151,7 +151,8 @@ class Client:
                 raise errors.DaemonDownError(
                     f"the daemon at {self._path} ended while it was asked: {error!r}"
                 ) from error
-        if response.status >= 400:
+        # Nothing here redirects: such an answer means that nothing was done.
+        if response.status >= 300:
             raise problems.error_of(self._decode(Problem, answer))
         return answer
 

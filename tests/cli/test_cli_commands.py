@@ -69,6 +69,32 @@ def test_a_name_that_ends_like_a_format(ddfs: Ddfs) -> None:
         assert json.loads(ddfs("template", "show", text, "--json").out)["name"] == "old.iso"
 
 
+@pytest.mark.parametrize("text", ["debian-12.iso", "/srv/ddfs/templates/debian-12.iso", ""])
+def test_a_name_with_another_format_is_nobodys(ddfs: Ddfs, service: FakeService, text: str) -> None:
+    done = ddfs("template", "remove", text)
+    assert (done.code, done.out) == (errors.EXIT_REQUEST, "")
+    assert done.err.startswith(f"ddfs: no template is called {text.rpartition('/')[2]!r}; ")
+    assert service.removed == []
+
+
+def test_one_template_s_name_that_is_anothers_file(ddfs: Ddfs, service: FakeService) -> None:
+    service.known["alpine.qcow2"] = make_status("alpine.qcow2")
+    done = ddfs("template", "remove", "alpine.qcow2")
+    assert (done.code, done.out, service.removed) == (errors.EXIT_REQUEST, "", [])
+    here = "/srv/ddfs/templates"
+    assert f"{here}/alpine.qcow2.qcow2, and the file of {here}/alpine.qcow2: " in done.err
+    ddfs("template", "remove", f"{here}/alpine.qcow2")
+    ddfs("template", "remove", f"{here}/alpine.qcow2.qcow2")
+    assert [name for name, _ in service.removed] == ["alpine", "alpine.qcow2"]
+
+
+@pytest.mark.parametrize("domain", ["", "a/b"])
+def test_what_cannot_be_a_domain(ddfs: Ddfs, domain: str) -> None:
+    done = ddfs("start", domain)
+    assert done.code == errors.EXIT_REQUEST
+    assert done.err == f"ddfs: {domain!r} cannot be a domain's name\n"
+
+
 def test_a_path_elsewhere_is_no_template(ddfs: Ddfs) -> None:
     done = ddfs("cancel", "/tmp/debian-12.qcow2")
     assert done.code == errors.EXIT_REQUEST
@@ -79,7 +105,7 @@ def test_a_path_elsewhere_is_no_template(ddfs: Ddfs) -> None:
 def test_an_unknown_template(ddfs: Ddfs) -> None:
     done = ddfs("template", "show", "nosuch.qcow2")
     assert (done.code, done.out) == (errors.EXIT_REQUEST, "")
-    assert done.err == "ddfs: no template is called 'nosuch'\n"
+    assert done.err.startswith("ddfs: no template is called 'nosuch.qcow2'; ")
     done = ddfs("prefetch", "nosuch", "--json")
     assert json.loads(done.out)["kind"] == "unknown-template"
     assert done.err.startswith("ddfs: ")

@@ -117,6 +117,13 @@ def test_whatever_else_answers_is_one_clear_error(tmp_path: Path, answer: bytes)
     assert "\n" not in str(caught.value)
 
 
+def test_a_redirect_is_no_success(tmp_path: Path) -> None:
+    path = tmp_path / "ddfs.sock"
+    answer = b"HTTP/1.1 307 \r\nlocation: /v1/templates\r\ncontent-length: 0\r\n\r\n"
+    with answering(path, answer), pytest.raises(errors.DaemonDownError):
+        Client(path, tmp_path / "ro").remove_template("", purge=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_others_may_read() -> None:
     program = (
