@@ -130,7 +130,9 @@ def load(option: str | None = None) -> Settings:
         if path == DEFAULT_PATH:
             return Settings()
         raise errors.ConfigError(f"{path}: no such settings file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise errors.ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise errors.ConfigError(f"{path}: cannot be read: {error}") from error
     try:
         document = tomllib.loads(text)
@@ -189,6 +191,8 @@ def _network(table: _Table) -> NetworkSettings:
     connections = table.count(
         "connections_per_host", NetworkSettings.connections_per_host, MAX_CONNECTIONS_PER_HOST
     )
+    for network in networks:
+        _check_network(f"{table.name}.allow_networks", network)
     table.refuse_unknown()
     if location is not None and not (len(location) == 2 and location.isalpha()):
         raise errors.ConfigError(f"{table.name}.location: two letters, not {location!r}")
@@ -201,6 +205,19 @@ def _fetch(table: _Table) -> FetchSettings:
     at_once = table.count("at_once", FetchSettings.at_once, MAX_FETCHES_AT_ONCE)
     table.refuse_unknown()
     return FetchSettings(at_once)
+
+
+def _check_network(key: str, text: str) -> None:
+    # Imported here, because the hook reads the settings too: it takes 4 ms, and hardly
+    # anybody sets this.
+    import ipaddress
+
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise errors.ConfigError(
+            f"{key}: a network in CIDR notation, not {text!r}: {error}"
+        ) from None
 
 
 _UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}

@@ -54,6 +54,8 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
         ('[network]\nlocation = "germany"', "network.location"),
         ('[network]\nallow_networks = "10.0.0.0/8"', "network.allow_networks"),
         ("[network]\nallow_networks = [3]", "network.allow_networks"),
+        ('[network]\nallow_networks = ["10.0.0.0/8", "office"]', "CIDR notation, not 'office'"),
+        ('[network]\nallow_networks = ["10.0.0.1/8"]', "network.allow_networks"),
         ("gate = 3", "gate: a table"),
         ('[network]\nbandwidth = "fast"', "network.bandwidth: 'fast' is no bandwidth"),
         ("[network]\nbandwidth = 100", "network.bandwidth: 100 bytes per second"),
