@@ -282,5 +282,11 @@ def _take(fd: int, state_dir: Path) -> None:
         raise errors.AlreadyRunningError(
             f"{state_dir}: another daemon (pid {owner or 'unknown'}) uses it; end that first"
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        # A file system without any room at all still makes the empty file.
+        raise errors.StorageError(
+            f"{state_dir}: {error.strerror}; make room there, or set state_dir to another"
+        ) from error

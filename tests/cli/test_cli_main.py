@@ -252,6 +252,18 @@ def test_what_is_imported(daemon: RunningDaemon, settings_file: Path) -> None:
     assert not found & heavy
 
 
+def test_no_room_for_the_lock_names_the_state_directory(
+    settings_file: Path, tmp_path: Path
+) -> None:
+    # The limit on a file's size stands for a disk with no byte left: the file can be made,
+    # and not be written to.
+    command = ["prlimit", "--fsize=0", *PROGRAM, "--config", str(settings_file), "serve"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (errors.EXIT_HOST, "")
+    assert done.stderr.startswith(f"ddfs: {tmp_path}/state: File too large; make room there")
+    assert done.stderr.count("\n") == 1
+
+
 @given(st.text())
 def test_one_line(text: str) -> None:
     shown = one_line(text)
