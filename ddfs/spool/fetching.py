@@ -27,6 +27,7 @@ from ddfs.model import HEAD_LENGTH, ByteRange, Grid, ImageFormat, Manifest, Publ
 from ddfs.spool import reading
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.ports import Heads, Inspector, Ledger, Storage
+from ddfs.spool.queue import Place
 from ddfs.spool.verify import holds_all_digests
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,9 @@ class Surroundings:
 class Fetch:
     """A running (or ended) fetch. Its readers wait in it; its owner awaits :meth:`run`."""
 
-    def __init__(self, order: Order, surroundings: Surroundings) -> None:
+    def __init__(self, order: Order, surroundings: Surroundings, place: Place) -> None:
         self.order = order
+        self.place = place
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self.error: errors.DdfsError | None = None
@@ -153,14 +155,15 @@ class Fetch:
     # -- the work ------------------------------------------------------------------------
 
     async def run(self) -> PublishedFile:
-        """Fetch, verify, inspect, publish, and write the reference's file down.
+        """Wait for its turn; then fetch, verify, inspect and publish.
 
         Raises what went wrong, after which the partial file and its journal stay for the
         next try. Cancelled, it has journaled what is verified.
         """
         with self.scope:
             try:
-                return await self._run()
+                async with self.place:
+                    return await self._run()
             finally:
                 self._with.storage.release(self.order.content_id)
         raise errors.CancelledFetchError("the fetch was cancelled; what is here is kept")

@@ -29,6 +29,7 @@ TRIES_BY_ITSELF: Final = len(PAUSES_SECONDS)
 class Demand(enum.Enum):
     """Who wants the content. It decides whether a rest is cut short."""
 
+    RETRY = "another try"
     READER = "a read"
     START = "the start of a domain"
     HAND = "a person"

@@ -21,6 +21,7 @@ from ddfs.fetch.transfer import MirrorStatistics, TransferStatistics
 from ddfs.model import ByteRange, PublishedFile, SpoolReference, SpoolState
 from ddfs.spool import rest
 from ddfs.spool.fetching import Fetch, Order, Surroundings
+from ddfs.spool.queue import Queue
 from ddfs.spool.reading import OpenFiles
 from ddfs.spool.recovery import recovered_references
 
@@ -65,7 +66,8 @@ class _Holding:
 class Spool:
     """Contents, their fetches, and the readers that wait for them.
 
-    ``on_change(content_id)`` is called in the event loop whenever a state changed. Used as
+    ``on_change(content_id)`` is called in the event loop whenever a state changed. ``queue``
+    says how many fetches run at once, and may be changed. Used as
     ``await nursery.start(spool.run)``; cancelling that ends all fetches, journaled, within
     two seconds.
     """
@@ -78,6 +80,7 @@ class Spool:
     ) -> None:
         self._with = surroundings
         self._on_change = on_change
+        self.queue = Queue()
         self._holdings: dict[str, _Holding] = {}
         self._files = OpenFiles()
         self._nursery: trio.Nursery | None = None
@@ -153,15 +156,17 @@ class Spool:
     def demand(self, order: Order, demand: rest.Demand = rest.Demand.READER) -> None:
         """Start a fetch, unless the content is here, on its way, or rests after a failure.
 
-        Never raises and never blocks.
+        Never raises and never blocks. One that waits its turn may come sooner for it.
         """
         holding = self._holdings.setdefault(order.content_id, _Holding())
+        if holding.fetch is not None:
+            holding.fetch.place.hasten(demand)
         if holding.published or holding.fetch or self._nursery is None:
             return
         if holding.rest and not holding.rest.allows(trio.current_time(), demand):
             return
         holding.was_fetching = False
-        holding.fetch = Fetch(order, self._with)
+        holding.fetch = Fetch(order, self._with, self.queue.enter(demand))
         self._nursery.start_soon(self._own, holding, holding.fetch)
         self._on_change(order.content_id)
 
@@ -256,6 +261,7 @@ class Spool:
             log.exception("%s: a bug ended the fetch", fetch.order.published_name)
             error = errors.StorageError(f"internal error: {type(bug).__name__}: {bug}")
         finally:
+            self.queue.leave(fetch.place)
             self._conclude(holding, fetch, error)
             with trio.move_on_after(_SHUTDOWN_SECONDS) as scope:
                 scope.shield = True
@@ -301,7 +307,7 @@ class Spool:
             return
         await trio.sleep_until(resting.until)
         if holding.rest is resting:
-            self.demand(fetch.order)
+            self.demand(fetch.order, rest.Demand.RETRY)
 
     async def _write_down(
         self,
