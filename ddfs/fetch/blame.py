@@ -124,12 +124,22 @@ class Inquest:
             return {}
         others = frozenset(m for m in usable if m not in innocent) | {accused}
         self.has_news = True
-        return {p: others for p, source in enumerate(self.sources) if source == accused}
+        # Where another one sent the same, asking again would change nothing.
+        return {
+            piece: others
+            for piece, source in enumerate(self.sources)
+            if source == accused and piece not in self._settled
+        }
 
     @property
     def accused(self) -> int | None:
         """Whom a whole-file hash that now matches would prove to be a liar."""
         return self._accused[-1] if self._accused else None
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it acts on a liar or a suspect, and does not look for one any more."""
+        return bool(self.liars or self._accused)
 
     def _again(self, pieces: Sequence[int]) -> Plan:
         plan: Plan = {}

@@ -415,12 +415,9 @@ class Transfer:
             await self._complete.wait()
 
     async def fetch_again(self, plan: Plan) -> None:
-        """Fetch pieces again, each not from the mirrors that the plan names; wait for them."""
+        """Fetch pieces again, each not from the mirrors that the plan names; do not wait."""
         await self._committer.forget(plan)
         self._refetch(plan)
-        self._complete = trio.Event()
-        self._wakeup.set()
-        await self._complete.wait()
 
     def usable(self) -> list[int]:
         """The mirrors that are not out."""

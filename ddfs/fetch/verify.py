@@ -32,10 +32,14 @@ def decisive(digests: Sequence[Digest]) -> tuple[Digest, ...]:
 
 
 class FrontHasher:
-    """The whole-file hashes of the first ``position`` bytes of a growing file."""
+    """The whole-file hashes of the first ``position`` bytes of a growing file.
+
+    Bytes from ``reached`` on were not looked at.
+    """
 
     def __init__(self, fd: int, digests: Sequence[Digest]) -> None:
         self.position = 0
+        self.reached = 0
         self._fd = fd
         self._digests = tuple(digests)
         self._hashes = [digest.algorithm.hasher() for digest in digests]
@@ -46,7 +50,7 @@ class FrontHasher:
 
         Cancelled: it waits for its thread, and the state stays true.
         """
-        end = min(end, self.position + _VISIT_BYTES)
+        end = self.reached = min(end, self.position + _VISIT_BYTES)
         await trio.to_thread.run_sync(self._advance, end, limiter=_THREADS)
 
     def _advance(self, end: int) -> None:
@@ -75,12 +79,29 @@ async def find_damaged(
     algorithm: HashAlgorithm,
     expected: Callable[[int], bytes],
 ) -> list[int]:
-    """Those of *pieces* whose bytes in the file are not the ones that once arrived."""
-    return [
-        piece
-        for piece in pieces
-        if await hash_range(fd, grid.bytes_of(piece), algorithm) != expected(piece)
-    ]
+    """Those of *pieces* whose bytes in the file are not the ones that once arrived.
+
+    Raises :class:`errors.StorageError`.
+    """
+    damaged: list[int] = []
+    failures: list[errors.HostError] = []
+    todo = iter(pieces)
+
+    async def look() -> None:
+        try:
+            for piece in todo:
+                made = await hash_range(fd, grid.bytes_of(piece), algorithm)
+                damaged.extend([piece] if made != expected(piece) else [])
+        except errors.HostError as error:
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(_THREADS.total_tokens)):
+            nursery.start_soon(look)
+    if failures:
+        raise failures[0]
+    return sorted(damaged)
 
 
 def _hash_range(fd: int, wanted: ByteRange, algorithm: HashAlgorithm) -> bytes:

@@ -33,7 +33,7 @@ class Fetching(Protocol):
         """Until every piece is held and nothing writes any more."""
 
     async def fetch_again(self, plan: Plan) -> None:
-        """Fetch pieces again, each not from the mirrors that the plan names; wait for them."""
+        """Fetch pieces again, each not from the mirrors that the plan names; do not wait."""
 
     def usable(self) -> list[int]:
         """The mirrors that are not out."""
@@ -66,6 +66,8 @@ class WholeFile:
         self._inquest = Inquest([UNKNOWN] * count, [b""] * count)
         self.is_repairing = False
         self._follower = FrontHasher(fd, self.digests)
+        # What the follower has hashed is fetched again.
+        self._is_stale = False
         self._grown = trio.Event()
 
     # -- what happens to pieces -----------------------------------------------------
@@ -93,6 +95,8 @@ class WholeFile:
     def reopened(self, piece: int) -> None:
         """*piece* is fetched again."""
         self.front = min(self.front, piece)
+        if piece * self._grid.piece_length < self._follower.reached:
+            self._is_stale = True
 
     # -- the way to the end ---------------------------------------------------------
 
@@ -107,13 +111,19 @@ class WholeFile:
 
     async def _gather(self) -> None:
         """Until all pieces are here; the hash follows the front meanwhile."""
-        while not (self.front == self._grid.count and self._follower_is_done()):
-            if self._follower_is_done():
+        while True:
+            if self._is_stale:
+                self._is_stale = False
+                self._follower = FrontHasher(self._fd, self.digests)
+            if not self._follower_is_done():
+                await self._follower.advance(self._front_bytes())
+            elif self.front < self._grid.count:
                 await self._grown.wait()
                 self._grown = trio.Event()
             else:
-                await self._follower.advance(self._front_bytes())
-        await self._fetching.wait_complete()
+                await self._fetching.wait_complete()
+                if not self._is_stale and self.front == self._grid.count:
+                    return
 
     def _front_bytes(self) -> int:
         return min(self.front * self._grid.piece_length, self._grid.size)
@@ -155,7 +165,6 @@ class WholeFile:
             raise self._error(wrong, "although every piece matches its own hash")
         else:
             await self._find_liar(wrong)
-        self._follower = FrontHasher(self._fd, self.digests)
         await self._gather()
 
     def _expected(self, piece: int) -> bytes:
@@ -171,6 +180,11 @@ class WholeFile:
                 self._inquest.digests[piece] = await hash_range(self._fd, place, self._algorithm)
         while plan := self._inquest.plan(self._fetching.usable()):
             await self._fetching.fetch_again(plan)
+            if self._inquest.is_certain:
+                # Most likely the last of it: hash it as it comes.
+                await self._gather()
+            else:
+                await self._fetching.wait_complete()
             for liar in self._inquest.liars:
                 self._fetching.blame(liar, "other mirrors agree on other bytes")
         if not self._inquest.has_news:

@@ -79,6 +79,20 @@ async def test_without_a_third_opinion_the_whole_file_decides(place, tmp_path):
         assert len(done.of(WholeFileCompared)) <= 3
 
 
+@pytest.mark.parametrize("place", [0, 1])
+async def test_of_two_only_what_they_disagree_about_is_fetched_a_third_time(place, tmp_path):
+    content, rate = CONTENT[: 24 * MiB], 24 * MiB
+    async with MirrorLab() as lab:
+        urls = [
+            lab.mirror(content, rate=rate, fault="corrupt" if at == place else None)
+            for at in range(2)
+        ]
+        done = await fetch(manifest_of(content, urls, piece_length=None), tmp_path / "partial")
+        assert done.content == content
+        assert [e.mirror_url for e in done.of(MirrorBlamed)] == [urls[place]]
+        assert lab.bytes_sent < 2.6 * len(content)
+
+
 async def test_a_byte_that_was_wrong_once_is_mended_by_the_same_mirror(tmp_path):
     async with MirrorLab() as lab:
         url = lab.mirror(CONTENT, fault="corrupt_once")
