@@ -33,6 +33,7 @@ from ddfs.fuse.shown import ShownTemplates
 from ddfs.gate import Gate
 from ddfs.image import inspect
 from ddfs.image.domain import PoolTargets
+from ddfs.limits import HostLimits, Limits
 from ddfs.model import ImageFormat, Template
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.spool.fetching import Surroundings
@@ -112,6 +113,7 @@ async def _serve_on(
             ),
             on_change=changes.content_changed,
         )
+        limits = HostLimits(transport, spool.queue, Limits.of(settings))
         await fetching.start(spool.run)
         templates = Templates(
             catalogue,
@@ -139,6 +141,7 @@ async def _serve_on(
                 storage.path,
                 storage.figures,
             ),
+            limits,
             HostMetrics(templates, pool, storage.figures).text,
             later.add if settings.gate.then == "start" else None,
         )

@@ -20,9 +20,10 @@ ALLOWED: dict[str, set[str]] = {
     "source": {"errors", "model", "metalink"},
     "spool": {"errors", "model", "fetch"},
     "templates": {"errors", "model", "source", "spool"},
+    "limits": {"errors", "config", "fetch", "spool"},
     "gate": {"errors", "model", "spool", "templates"},
     "fuse": {"errors", "model", "spool", "templates"},
-    "control": {"errors", "model", "spool", "templates", "gate", "image"},
+    "control": {"errors", "model", "spool", "templates", "limits", "gate", "image"},
     "primary": {"errors", "model"},
     "catalogue": {"errors", "model"},
     "virt": {"errors", "model"},
@@ -33,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "daemon": {
         "errors", "model", "config", "fetch", "image", "spool", "templates", "gate", "fuse",
+        "limits",
         "control", "primary", "catalogue", "virt",
     },
 }  # fmt: skip

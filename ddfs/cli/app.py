@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ddfs import __version__, config
-from ddfs.cli import domains, metalink, pool, templates
+from ddfs.cli import domains, limits, metalink, pool, templates
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.cli.session import JsonOption, Session, session_of
 
@@ -25,6 +25,7 @@ app.add_typer(pool.group, name="pool")
 app.add_typer(metalink.group, name="metalink")
 templates.register(app)
 domains.register(app)
+limits.register(app)
 
 
 @app.callback()
@@ -69,6 +70,10 @@ def fetch(
     file: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which file of the metalink.")
     ] = None,
+    limit_rate: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Bytes per second, as 10MiB; 0 for no limit."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Download one file, from all its mirrors at once and verified. Needs no daemon.
@@ -78,7 +83,7 @@ def fetch(
     from ddfs.cli import fetch as implementation
 
     option = session_of(context).config_option
-    implementation.fetch(FetchRequest(source, output, checksum, file, as_json, option))
+    implementation.fetch(FetchRequest(source, output, checksum, file, as_json, option, limit_rate))
 
 
 @app.command(epilog="Example: ddfs doctor")

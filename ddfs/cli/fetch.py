@@ -63,7 +63,10 @@ def destination_of(output: str | None, manifest_name: str) -> Path:
 async def _fetch(request: FetchRequest) -> None:
     settings = config.load(request.config)
     location = settings.network.location
+    limit = _limit(request.limit_rate, settings.network)
     async with Transport() as transport:
+        transport.pacer.change(limit or None, None)
+        transport.turns.change(settings.network.connections_per_host)
         manifest = await resolve(
             transport, request.source, request.checksum, request.file, location
         )
@@ -84,6 +87,14 @@ async def _fetch(request: FetchRequest) -> None:
             )
 
         watch.report(await watch.while_running(run))
+
+
+def _limit(option: str | None, network: config.NetworkSettings) -> int:
+    """Bytes per second, 0 for no limit: the option, or else what the settings say for one."""
+    if option is not None:
+        return config.parse_bandwidth(option)
+    given = [rate for rate in (network.bandwidth, network.bandwidth_per_fetch) if rate]
+    return min(given, default=0)
 
 
 class _Watch:

@@ -17,6 +17,7 @@ VALUES: Final = {
     "--output": "output",
     "--checksum": "checksum",
     "--file": "file",
+    "--limit-rate": "limit_rate",
     "--config": "config",
 }
 FLAGS: Final = {"--json": "as_json"}
@@ -32,6 +33,7 @@ class FetchRequest:
     file: str | None = None
     as_json: bool = False
     config: str | None = None
+    limit_rate: str | None = None
 
 
 def parse(arguments: Sequence[str]) -> FetchRequest | None:

@@ -20,10 +20,12 @@ from ddfs.control import problems
 from ddfs.control.body import BodyLimit
 from ddfs.control.messages import (
     AddTemplate,
+    ChangeLimits,
     DaemonStatus,
     DefinePool,
     GateAnswer,
     GateQuestion,
+    Limits,
     Names,
     PoolStatus,
     Problem,
@@ -90,6 +92,11 @@ def _reading(service: Service) -> APIRouter:
         """One template."""
         return service.template(name)
 
+    @router.get("/v1/limits")
+    async def limits() -> Limits:
+        """What fetches may take: bandwidth, connections, how many at once."""
+        return service.limits()
+
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """The metrics in Prometheus' text format."""
@@ -126,6 +133,11 @@ def _fetches(service: Service) -> APIRouter:
     async def cancel(request: Names) -> list[TemplateStatus]:
         """Ends the fetches of these templates; what is here is kept."""
         return service.cancel(request.names)
+
+    @router.put("/v1/limits")
+    async def change_limits(request: ChangeLimits) -> Limits:
+        """Changes what fetches may take, also those that run, until the daemon ends."""
+        return service.change_limits(request)
 
     return router
 

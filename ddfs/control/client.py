@@ -21,10 +21,12 @@ from ddfs.control import problems
 from ddfs.control.decode import decode
 from ddfs.control.messages import (
     AddTemplate,
+    ChangeLimits,
     DaemonStatus,
     DefinePool,
     GateAnswer,
     GateQuestion,
+    Limits,
     Names,
     PoolStatus,
     Problem,
@@ -84,6 +86,14 @@ class Client:
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
         """Ends fetches."""
         return self._ask(list[TemplateStatus], "POST", "/v1/cancel", Names(tuple(names)))
+
+    def limits(self) -> Limits:
+        """What fetches may take."""
+        return self._ask(Limits, "GET", "/v1/limits")
+
+    def change_limits(self, change: ChangeLimits) -> Limits:
+        """Changes what is not None."""
+        return self._ask(Limits, "PUT", "/v1/limits", change)
 
     def gate(self, question: GateQuestion) -> GateAnswer:
         """Asks what the hook asks."""

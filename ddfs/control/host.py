@@ -18,9 +18,11 @@ import trio
 from ddfs import __version__, errors
 from ddfs.control.messages import (
     AddTemplate,
+    ChangeLimits,
     DaemonStatus,
     GateAnswer,
     GateQuestion,
+    Limits,
     MirrorStatus,
     PoolStatus,
     PrimaryStatus,
@@ -30,6 +32,7 @@ from ddfs.gate import Gate, NeededFile
 from ddfs.image import chain
 from ddfs.image.domain import PoolTargets
 from ddfs.image.header import ChainError
+from ddfs.limits import HostLimits
 from ddfs.model import Digest, ImageFormat, SpoolState, Template
 from ddfs.spool.rest import Demand
 from ddfs.templates import Registration, Templates
@@ -109,6 +112,7 @@ class Host:
         pool: VolumePool,
         domains: Domains,
         figures: HostFigures,
+        limits: HostLimits,
         metrics: Callable[[], bytes],
         start_later: Callable[[str, Sequence[Template]], None] | None = None,
     ) -> None:
@@ -117,6 +121,7 @@ class Host:
         self._pool = pool
         self._domains = domains
         self._figures = figures
+        self._limits = limits
         self._metrics = metrics
         self._start_later = start_later
         self._started_at = time.monotonic()
@@ -265,6 +270,20 @@ class Host:
             self._templates.cancel(template)
         return [self._status(template) for template in wanted]
 
+    def limits(self) -> Limits:
+        """What fetches may take."""
+        return _limits(self._limits)
+
+    def change_limits(self, change: ChangeLimits) -> Limits:
+        """Change it, also for those that run."""
+        self._limits.change(
+            bandwidth=change.bandwidth,
+            bandwidth_per_fetch=change.bandwidth_per_fetch,
+            connections_per_host=change.connections_per_host,
+            fetches_at_once=change.fetches_at_once,
+        )
+        return _limits(self._limits)
+
     # -- domains ---------------------------------------------------------------------------
 
     async def gate(self, question: GateQuestion) -> GateAnswer:
@@ -329,6 +348,13 @@ def _processes_with_open(paths: set[str]) -> set[str]:
         except OSError:
             continue
     return found
+
+
+def _limits(limits: HostLimits) -> Limits:
+    now = limits.now
+    return Limits(
+        now.bandwidth, now.bandwidth_per_fetch, now.connections_per_host, now.fetches_at_once
+    )
 
 
 def _pool_status(pool: VolumePoolState) -> PoolStatus:

@@ -97,6 +97,35 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What fetches may take. Bandwidths in bytes per second, 0 for no limit.
+
+    ``connections_per_host`` counts those to one server over all fetches; of more fetches
+    than ``fetches_at_once`` the others wait their turn.
+    """
+
+    bandwidth: int
+    bandwidth_per_fetch: int
+    connections_per_host: int
+    fetches_at_once: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLimits:
+    """The body of ``PUT /v1/limits``, with the meaning of :class:`Limits`.
+
+    What is None or left out stays as it is. A change lasts until the daemon ends.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    bandwidth: int | None = None
+    bandwidth_per_fetch: int | None = None
+    connections_per_host: int | None = None
+    fetches_at_once: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GateFile:
     """One file under the mount that a domain needs.
 

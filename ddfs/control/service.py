@@ -7,9 +7,11 @@ from typing import Protocol
 
 from ddfs.control.messages import (
     AddTemplate,
+    ChangeLimits,
     DaemonStatus,
     GateAnswer,
     GateQuestion,
+    Limits,
     PoolStatus,
     TemplateStatus,
 )
@@ -63,6 +65,14 @@ class Service(Protocol):
 
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
         """Ends running fetches; what is here is kept. No error where none is running."""
+        ...
+
+    def limits(self) -> Limits:
+        """What fetches may take."""
+        ...
+
+    def change_limits(self, change: ChangeLimits) -> Limits:
+        """Changes it, also for those that run; :class:`~ddfs.errors.InvalidValueError`."""
         ...
 
     async def gate(self, question: GateQuestion) -> GateAnswer:

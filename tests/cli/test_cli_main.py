@@ -80,8 +80,10 @@ def test_config_may_stand_anywhere(ddfs: Ddfs, tmp_path: Path) -> None:
 
 def test_config_show(ddfs: Ddfs, settings_file: Path, tmp_path: Path) -> None:
     out = ddfs("config", "show").out
-    assert f"file                    {settings_file}\n" in out
-    assert f"socket                  {tmp_path}/ddfs.sock\n" in out
+    fields = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert fields["file"] == str(settings_file)
+    assert fields["socket"] == f"{tmp_path}/ddfs.sock"
+    assert fields["network.connections_per_host"] == "16"
     shown = json.loads(ddfs("config", "show", "--json").out)
     assert shown["primary"]["default"]["path"] == str(tmp_path)
     assert shown["gate"] == {"wait": 10.0, "then": "refuse"}

@@ -13,9 +13,11 @@ import trio
 from ddfs import errors
 from ddfs.control.messages import (
     AddTemplate,
+    ChangeLimits,
     DaemonStatus,
     GateAnswer,
     GateQuestion,
+    Limits,
     MirrorStatus,
     PoolStatus,
     TemplateStatus,
@@ -59,6 +61,7 @@ class FakeService:
         self.removed: list[tuple[str, bool]] = []
         self.started: list[str] = []
         self.gate_seconds = 0.0
+        self.limits_now = Limits(0, 0, 16, 4)
         self.pool = PoolStatus("ddfs", "/srv/ddfs/templates", False)
 
     def _check(self) -> None:
@@ -124,6 +127,16 @@ class FakeService:
                 self.known[name], state="not-downloaded", bytes_per_second=0.0, seconds_left=None
             )
         return [self.known[name] for name in names]
+
+    def limits(self) -> Limits:
+        return self.limits_now
+
+    def change_limits(self, change: ChangeLimits) -> Limits:
+        given = {n: v for n, v in dataclasses.asdict(change).items() if v is not None}
+        if given.get("fetches_at_once", 1) < 1:
+            raise errors.InvalidValueError("fetches at once: between 1 and 1000")
+        self.limits_now = dataclasses.replace(self.limits_now, **given)
+        return self.limits_now
 
     async def gate(self, question: GateQuestion) -> GateAnswer:
         self._check()
