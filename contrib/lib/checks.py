@@ -7,6 +7,7 @@ the last, so that its summary closes the output.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ def main(pytest_arguments: list[str]) -> int:
     if os.geteuid() != 0:
         print("contrib/test: run it as root: the tests mount file systems", file=sys.stderr)
         return 2
+    # A shell that runs this in the background has it ignored, and some tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sources = ["ddfs", "tests", "contrib"]
     failed = [
         name

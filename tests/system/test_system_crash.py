@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import os
 import random
 import signal
@@ -51,7 +52,7 @@ class Watcher:
         while not self._done.wait(0.05):
             try:
                 here = self._host.template(self._name)["bytes_here"]
-            except (OSError, LabError, ValueError):
+            except (OSError, http.client.HTTPException, LabError, ValueError):
                 continue  # killed in the middle of an answer
             self._seen.append((time.monotonic(), here))
 
