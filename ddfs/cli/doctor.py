@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from xml.sax.saxutils import quoteattr
 
 import typer
 
@@ -31,6 +32,9 @@ LOW_ROOM_BYTES: Final = 2 * GiB
 
 # virsh waits for a libvirtd that hangs; doctor does not.
 VIRSH_SECONDS: Final = 10.0
+
+# The hook's answer to doctor takes a tenth of a second.
+HOOK_SECONDS: Final = 10.0
 
 LIBVIRT_HOOKS: Final = Path("/etc/libvirt/hooks")
 FUSE_DEVICE: Final = Path("/dev/fuse")
@@ -74,7 +78,7 @@ def examine(session: Session) -> Iterator[Finding]:
     answering = daemon(session)
     yield mountpoint(settings.mountpoint, MOUNTINFO, is_served=answering.level == OK)
     yield answering
-    yield hook(LIBVIRT_HOOKS)
+    yield hook(LIBVIRT_HOOKS, settings.templates_dir)
     for name, primary in settings.primary.items():
         yield primary_storage(name, primary)
     yield pool(settings, _virsh)
@@ -142,8 +146,8 @@ def daemon(session: Session) -> Finding:
     return Finding("daemon", OK, f"version {status.version}, process {status.pid}, answers")
 
 
-def hook(hooks: Path) -> Finding:
-    """Whether libvirt asks us before it starts a domain."""
+def hook(hooks: Path, templates_dir: Path) -> Finding:
+    """Whether libvirt asks us before it starts a domain that uses *templates_dir*."""
     candidates = [hooks / "qemu"]
     # libvirt runs what is in qemu.d since 6.5.
     if (hooks / "qemu.d").is_dir():
@@ -157,6 +161,10 @@ def hook(hooks: Path) -> Finding:
             continue
         if not os.access(candidate, os.X_OK):
             return Finding("hook", FAIL, f"{candidate} is not executable: chmod 755 {candidate}")
+        # A hook of somebody else's that calls ours may do other things, too: it is not run.
+        wrong = _what_is_wrong(candidate, templates_dir) if b"\nddfs_home=" in text else None
+        if wrong is not None:
+            return Finding("hook", FAIL, wrong)
         return Finding("hook", OK, f"{candidate} is installed; libvirtd reads it since its start")
     return Finding(
         "hook",
@@ -164,6 +172,41 @@ def hook(hooks: Path) -> Finding:
         f"libvirt does not ask ddfs before it starts a domain: install hooks/qemu as "
         f"{hooks}/qemu, then restart libvirtd",
     )
+
+
+def _what_is_wrong(script: Path, templates_dir: Path) -> str | None:
+    """Runs the hook as libvirt does, for a domain that would write to a template.
+
+    A hook that works refuses that by the path alone: it asks nobody, and needs no daemon.
+    """
+    path = templates_dir / "ddfs-doctor.img"
+    xml = (
+        f"<domain><name>ddfs-doctor</name><devices><disk type='file' device='disk'>"
+        f"<source file={quoteattr(str(path))}/><target dev='vda'/></disk></devices></domain>"
+    )
+    # libvirt passes hardly more on (virCommandAddEnvPassCommon).
+    environ = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath), "HOME": "/root"}
+    command = [os.fspath(script), "ddfs-doctor", "prepare", "begin", "-"]
+    try:
+        done = subprocess.run(
+            command,
+            input=xml,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=HOOK_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{script} cannot be run: {error}"
+    if done.returncode == 0:
+        return (
+            f"{script} lets domains that use {templates_dir} start unasked: "
+            "look at ddfs_home and ddfs_config in it"
+        )
+    if str(path) not in done.stderr:
+        return f"{script} does not work: {done.stderr.strip()}"
+    return None
 
 
 def primary_storage(name: str, primary: config.PrimarySettings) -> Finding:

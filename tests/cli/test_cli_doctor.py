@@ -14,6 +14,8 @@ from ddfs.config import PrimarySettings, Settings
 from tests.cli.conftest import Ddfs
 from tests.control.fake import RunningDaemon
 
+TOP = Path(__file__).resolve().parents[2]
+
 MOUNTINFO = rb"""22 28 0:21 / /proc rw,nosuid - proc proc rw
 30 28 0:30 / /srv/dd\040fs rw,nosuid,nodev shared:5 master:1 - fuse.ddfs ddfs rw,user_id=0
 31 28 0:31 / /srv/both rw - ext4 /dev/sda1 rw
@@ -71,17 +73,46 @@ def test_fuse(tmp_path: Path) -> None:
 
 
 def test_hook(tmp_path: Path) -> None:
-    assert doctor.hook(tmp_path).level == doctor.FAIL
+    def found() -> doctor.Finding:
+        return doctor.hook(tmp_path, Path("/srv/ddfs/templates"))
+
+    assert found().level == doctor.FAIL
     other = tmp_path / "qemu"
     other.write_text("#!/bin/sh\nexit 0\n")
-    assert doctor.hook(tmp_path).level == doctor.FAIL
+    assert found().level == doctor.FAIL
     (tmp_path / "qemu.d").mkdir()
     ours = tmp_path / "qemu.d" / "ddfs"
     ours.write_text("#!/bin/sh\nexec ddfs-hook\n")
     ours.chmod(0o644)
-    assert doctor.hook(tmp_path).text == f"{ours} is not executable: chmod 755 {ours}"
+    assert found().text == f"{ours} is not executable: chmod 755 {ours}"
     ours.chmod(0o755)
-    assert doctor.hook(tmp_path).level == doctor.OK
+    assert found().level == doctor.OK
+
+
+@pytest.mark.parametrize(
+    ("home", "settings", "says"),
+    [
+        (TOP, 'mountpoint = "/m"', None),
+        ("/nonexistent", 'mountpoint = "/m"', "does not work: ddfs: the hook cannot run"),
+        (TOP, 'mountpoint = "/elsewhere"', "lets domains that use /m/templates start unasked"),
+        (TOP, 'mountpoint = "/m"\nmisspelt = 1', "does not work: ddfs: "),
+    ],
+)
+def test_the_hook_is_tried(tmp_path: Path, home: Path, settings: str, says: str | None) -> None:
+    (tmp_path / "ddfs.toml").write_text(settings)
+    text = (TOP / "hooks" / "qemu").read_text()
+    for name, value in (("ddfs_home", home), ("ddfs_config", tmp_path / "ddfs.toml")):
+        assert f"\n{name}=\n" in text
+        text = text.replace(f"\n{name}=\n", f"\n{name}='{value}'\n")
+    script = tmp_path / "qemu"
+    script.write_text(text)
+    script.chmod(0o755)
+    found = doctor.hook(tmp_path, Path("/m/templates"))
+    if says is None:
+        assert found.level == doctor.OK
+    else:
+        assert found.level == doctor.FAIL
+        assert says in found.text
 
 
 def test_primary_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
