@@ -48,7 +48,20 @@ def remove_tree(path: Path) -> None:
     for directory, _, names in os.walk(path):
         for name in names:
             clear_immutable(Path(directory, name))
-    shutil.rmtree(path, ignore_errors=True)
+    for entry in path.iterdir():
+        if entry.name != LOCK:
+            _remove(entry)
+    # Last, and only from an empty directory: what could not be removed now is for the next run.
+    if [entry.name for entry in path.iterdir()] in ([], [LOCK]):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            entry.unlink()
 
 
 def clear_immutable(path: Path) -> None:
