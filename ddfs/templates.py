@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final, Protocol
 
 import trio
@@ -314,9 +315,9 @@ class Templates:
 
     # -- bytes -----------------------------------------------------------------------------
 
-    def demand(self, template: Template, demand: Demand) -> None:
+    def demand(self, template: Template, demand: Demand, seeds: Sequence[Path] = ()) -> None:
         """Start its fetch, unless it is here, on its way, or rests. Never raises."""
-        self._spool.demand(order_for(template), demand)
+        self._spool.demand(order_for(template), demand, seeds)
 
     def cancel(self, template: Template) -> bool:
         """End its fetch, if one runs."""

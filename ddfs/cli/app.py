@@ -74,6 +74,10 @@ def fetch(
         str | None,
         typer.Option(metavar="RATE", help="Bytes per second, as 10MiB; 0 for no limit."),
     ] = None,
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option("--seed", metavar="FILE", help="May have parts of it; may be repeated."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Download one file, from all its mirrors at once and verified. Needs no daemon.
@@ -83,7 +87,11 @@ def fetch(
     from ddfs.cli import fetch as implementation
 
     option = session_of(context).config_option
-    implementation.fetch(FetchRequest(source, output, checksum, file, as_json, option, limit_rate))
+    implementation.fetch(
+        FetchRequest(
+            source, output, checksum, file, as_json, option, limit_rate, tuple(seeds or ())
+        )
+    )
 
 
 @app.command(epilog="Example: ddfs doctor")

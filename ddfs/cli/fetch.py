@@ -38,6 +38,11 @@ def fetch(request: FetchRequest) -> None:
     """
     if request.output is not None:
         refuse_taken(Path(request.output))
+    if request.seeds:
+        from ddfs.spool.seed import check_seed
+
+        for seed in request.seeds:
+            check_seed(Path(seed))
     trio.run(_fetch, request)
 
 
@@ -84,6 +89,7 @@ async def _fetch(request: FetchRequest) -> None:
                 observer=watch.observe,
                 started=watch.start,
                 location=location,
+                seeds=[Path(seed) for seed in request.seeds],
             )
 
         watch.report(await watch.while_running(run))

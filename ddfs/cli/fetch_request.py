@@ -20,6 +20,8 @@ VALUES: Final = {
     "--limit-rate": "limit_rate",
     "--config": "config",
 }
+# Those that may be repeated.
+REPEATED: Final = {"--seed": "seeds"}
 FLAGS: Final = {"--json": "as_json"}
 
 
@@ -34,6 +36,7 @@ class FetchRequest:
     as_json: bool = False
     config: str | None = None
     limit_rate: str | None = None
+    seeds: tuple[str, ...] = ()
 
 
 def parse(arguments: Sequence[str]) -> FetchRequest | None:
@@ -52,11 +55,16 @@ def parse(arguments: Sequence[str]) -> FetchRequest | None:
             given[FLAGS[argument]] = True
         elif name in VALUES and equals and name.startswith("--"):
             given[VALUES[name]] = value
-        elif argument in VALUES:
+        elif name in REPEATED and equals:
+            given[REPEATED[name]] = (*given.get(REPEATED[name], ()), value)
+        elif argument in VALUES or argument in REPEATED:
             following = next(remaining, "-")
             if following.startswith("-"):
                 return None
-            given[VALUES[argument]] = following
+            if argument in VALUES:
+                given[VALUES[argument]] = following
+            else:
+                given[REPEATED[argument]] = (*given.get(REPEATED[argument], ()), following)
         else:
             return None
         if not words and set(given) - {"config"}:

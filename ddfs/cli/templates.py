@@ -145,11 +145,17 @@ def prefetch(
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until they are here.")
     ] = True,
+    seeds: Annotated[
+        list[str] | None,
+        typer.Option("--seed", metavar="FILE", help="May have parts of it; may be repeated."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch templates now, also those whose last fetch failed, and wait for them."""
     session = session_of(context)
-    found = session.client.prefetch(session.template_names(names))
+    found = session.client.prefetch(
+        session.template_names(names), [_absolute(seed) for seed in seeds or ()]
+    )
     if wait:
         found = waiting.wait(session.client, found)
     if as_json:

@@ -28,6 +28,7 @@ from ddfs.control.messages import (
     Limits,
     Names,
     PoolStatus,
+    Prefetch,
     Problem,
     TemplateStatus,
 )
@@ -125,8 +126,10 @@ def _fetches(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/prefetch")
-    async def prefetch(request: Names) -> list[TemplateStatus]:
+    async def prefetch(request: Prefetch) -> list[TemplateStatus]:
         """Starts the fetches of these templates, also after a failure, and does not wait."""
+        if request.seeds:
+            return await service.prefetch_seeded(request.names, request.seeds)
         return service.prefetch(request.names)
 
     @router.post("/v1/cancel")

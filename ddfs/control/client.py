@@ -29,6 +29,7 @@ from ddfs.control.messages import (
     Limits,
     Names,
     PoolStatus,
+    Prefetch,
     Problem,
     TemplateStatus,
 )
@@ -79,9 +80,10 @@ class Client:
         path = f"/v1/templates/{quote(name, safe='')}?purge={str(purge).lower()}"
         self._request("DELETE", path, None, SLOW_SECONDS)
 
-    def prefetch(self, names: Sequence[str]) -> list[TemplateStatus]:
-        """Starts fetches by hand; does not wait for them."""
-        return self._ask(list[TemplateStatus], "POST", "/v1/prefetch", Names(tuple(names)))
+    def prefetch(self, names: Sequence[str], seeds: Sequence[str] = ()) -> list[TemplateStatus]:
+        """Starts fetches by hand; does not wait for them. *seeds* are absolute paths."""
+        message = Prefetch(tuple(names), tuple(seeds))
+        return self._ask(list[TemplateStatus], "POST", "/v1/prefetch", message)
 
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
         """Ends fetches."""

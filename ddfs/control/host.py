@@ -35,6 +35,7 @@ from ddfs.image.header import ChainError
 from ddfs.limits import HostLimits
 from ddfs.model import Digest, ImageFormat, SpoolState, Template
 from ddfs.spool.rest import Demand
+from ddfs.spool.seed import check_seed
 from ddfs.templates import Registration, Templates
 
 # Walking the chains of all domains reads their images' headers.
@@ -263,6 +264,27 @@ class Host:
             self._templates.demand(template, Demand.HAND)
         return [self._status(template) for template in wanted]
 
+    async def prefetch_seeded(
+        self, names: Sequence[str], seeds: Sequence[str]
+    ) -> list[TemplateStatus]:
+        """Start fetches by hand, with what *seeds* have of them."""
+        wanted = [self._templates.get(name) for name in names]
+        paths = [_absolute(seed) for seed in seeds]
+        for path in paths:
+            # A seed may be on a file system that does not answer.
+            await trio.to_thread.run_sync(
+                check_seed, path, self._figures.mountpoint, abandon_on_cancel=True
+            )
+        for template in wanted:
+            if self._templates.is_fetching(template):
+                raise errors.InvalidValueError(
+                    f"{template.name} is being fetched already, and seeds help only at the "
+                    f"beginning; first: ddfs cancel {template.name}"
+                )
+        for template in wanted:
+            self._templates.demand(template, Demand.HAND, paths)
+        return [self._status(template) for template in wanted]
+
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
         """End fetches."""
         wanted = [self._templates.get(name) for name in names]
@@ -348,6 +370,12 @@ def _processes_with_open(paths: set[str]) -> set[str]:
         except OSError:
             continue
     return found
+
+
+def _absolute(seed: str) -> Path:
+    if not seed.startswith("/") or "\0" in seed:
+        raise errors.InvalidValueError(f"{seed[:140]!r}: a seed is the absolute path of a file")
+    return Path(seed)
 
 
 def _limits(limits: HostLimits) -> Limits:

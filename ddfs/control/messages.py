@@ -89,11 +89,24 @@ class AddTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The body of ``POST /v1/prefetch`` and ``POST /v1/cancel``: names of templates."""
+    """The body of ``POST /v1/cancel``: names of templates."""
 
     __pydantic_config__ = _STRICT
 
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """The body of ``POST /v1/prefetch``: names of templates.
+
+    ``seeds`` are absolute paths of files on the daemon's host that may have parts of them.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    names: tuple[str, ...]
+    seeds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,16 @@ class Service(Protocol):
         """
         ...
 
+    async def prefetch_seeded(
+        self, names: Sequence[str], seeds: Sequence[str]
+    ) -> list[TemplateStatus]:
+        """As :meth:`prefetch`, with files of this host that may have parts of them.
+
+        :class:`~ddfs.errors.InvalidValueError` for what cannot be a seed, and for a fetch
+        that runs already: then nothing is started.
+        """
+        ...
+
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
         """Ends running fetches; what is here is kept. No error where none is running."""
         ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
@@ -22,6 +22,7 @@ from ddfs.fetch.transport import Transport
 from ddfs.model import Manifest
 from ddfs.spool.journal import sync_directory
 from ddfs.spool.partial import PartialFile, storage_errors
+from ddfs.spool.seed import plant
 
 # The data of a download is readable by its owner until it is verified; then by whom the
 # umask allows, as with any file that a program makes.
@@ -36,9 +37,11 @@ async def download(
     observer: Callable[[FetchEvent], None],
     started: Callable[[Transfer], None],
     location: str | None = None,
+    seeds: Sequence[Path] = (),
 ) -> TransferReport:
     """Fetch *manifest* into *destination*, which must not exist.
 
+    What *seeds* have of it is not asked of any mirror (:mod:`ddfs.spool.seed`).
     ``started`` gets the transfer before its first request, for whoever shows progress.
     Failed or cancelled, the partial file stays and the next call goes on from it.
     Raises what :meth:`ddfs.fetch.transfer.Transfer.run` raises, and
@@ -54,6 +57,7 @@ async def download(
     )
     try:
         _refuse_without_room(destination, manifest, partial)
+        await plant(partial, manifest, seeds)
         transfer = Transfer(manifest, partial, transport, observer=observer, location=location)
         started(transfer)
         report = await transfer.run()

@@ -14,7 +14,9 @@ are verified, has the image inspected, and publishes. The order that keeps the p
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -28,6 +30,7 @@ from ddfs.spool import reading
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.ports import Heads, Inspector, Ledger, Storage
 from ddfs.spool.queue import Place
+from ddfs.spool.seed import plant
 from ddfs.spool.verify import holds_all_digests
 
 log = logging.getLogger(__name__)
@@ -70,8 +73,15 @@ class Surroundings:
 class Fetch:
     """A running (or ended) fetch. Its readers wait in it; its owner awaits :meth:`run`."""
 
-    def __init__(self, order: Order, surroundings: Surroundings, place: Place) -> None:
+    def __init__(
+        self,
+        order: Order,
+        surroundings: Surroundings,
+        place: Place,
+        seeds: Sequence[Path] = (),
+    ) -> None:
         self.order = order
+        self._seeds = seeds
         self.place = place
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
@@ -183,6 +193,7 @@ class Fetch:
             storage.journal_path(content_id),
             manifest,
         )
+        await plant(self._partial, manifest, self._seeds)
         storage.note_written(content_id, self._partial.bytes_here)
         await self._transmit(manifest, self._partial)
         return await self._publish(self._partial)

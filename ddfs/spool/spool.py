@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -153,10 +154,16 @@ class Spool:
 
     # -- demand ----------------------------------------------------------------------------
 
-    def demand(self, order: Order, demand: rest.Demand = rest.Demand.READER) -> None:
+    def demand(
+        self,
+        order: Order,
+        demand: rest.Demand = rest.Demand.READER,
+        seeds: Sequence[Path] = (),
+    ) -> None:
         """Start a fetch, unless the content is here, on its way, or rests after a failure.
 
         Never raises and never blocks. One that waits its turn may come sooner for it.
+        What *seeds* have of the content is not fetched, if it starts now.
         """
         holding = self._holdings.setdefault(order.content_id, _Holding())
         if holding.fetch is not None:
@@ -166,7 +173,7 @@ class Spool:
         if holding.rest and not holding.rest.allows(trio.current_time(), demand):
             return
         holding.was_fetching = False
-        holding.fetch = Fetch(order, self._with, self.queue.enter(demand))
+        holding.fetch = Fetch(order, self._with, self.queue.enter(demand), seeds)
         self._nursery.start_soon(self._own, holding, holding.fetch)
         self._on_change(order.content_id)
 

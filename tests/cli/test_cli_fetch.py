@@ -37,6 +37,10 @@ from tests.cli.conftest import Ddfs
             ["fetch", "-o", "f", "--checksum=md5:0", "--json", "S", "--file", "n"],
             FetchRequest("S", "f", "md5:0", "n", as_json=True),
         ),
+        (
+            ["fetch", "S", "--seed", "a", "--limit-rate=1MiB", "--seed=b"],
+            FetchRequest("S", limit_rate="1MiB", seeds=("a", "b")),
+        ),
         # All of these are for Typer, which knows what to say.
         (["fetch"], None),
         (["fetch", "a", "b"], None),
@@ -69,7 +73,12 @@ def by_typer(arguments: Sequence[str]) -> FetchRequest | str:
 
 
 words = st.sampled_from(
-    [*fetch_request.VALUES, *fetch_request.FLAGS, "fetch", "S", "--checksum=x", "-", "--output=o"]
+    [
+        *fetch_request.VALUES,
+        *fetch_request.FLAGS,
+        *fetch_request.REPEATED,
+        *("fetch", "S", "--checksum=x", "-", "--output=o", "--seed=s"),
+    ]
 )
 
 
@@ -87,7 +96,8 @@ def test_both_ways_know_the_same_options() -> None:
     command: Any = typer.main.get_command(app.app)
     known = {option for p in command.commands["fetch"].params for option in p.opts}
     known -= {"source", "--help", "-h"}
-    assert known == {*fetch_request.VALUES, *fetch_request.FLAGS} - {"--config"}
+    ours = {*fetch_request.VALUES, *fetch_request.FLAGS, *fetch_request.REPEATED}
+    assert known == ours - {"--config"}
 
 
 def test_destinations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from tests.control.fake import FakeService, RunningDaemon
 PROGRAM = [sys.executable, "-c", "from ddfs.cli.main import main; main()"]
 
 COMMANDS = [
-    *("serve", "fetch", "prefetch", "status", "cancel", "start", "doctor"),
+    *("serve", "fetch", "prefetch", "status", "cancel", "start", "limits", "doctor"),
     *("template add", "template list", "template show", "template remove"),
     *("pool define", "pool refresh", "pool undefine"),
     *("metalink make", "metalink show", "config show"),

@@ -61,6 +61,7 @@ class FakeService:
         self.removed: list[tuple[str, bool]] = []
         self.started: list[str] = []
         self.gate_seconds = 0.0
+        self.seeds: list[str] = []
         self.limits_now = Limits(0, 0, 16, 4)
         self.pool = PoolStatus("ddfs", "/srv/ddfs/templates", False)
 
@@ -118,6 +119,15 @@ class FakeService:
             if self.known[name].state != "downloaded":
                 self.known[name] = dataclasses.replace(self.known[name], state="downloading")
         return [self.known[name] for name in names]
+
+    async def prefetch_seeded(
+        self, names: Sequence[str], seeds: Sequence[str]
+    ) -> list[TemplateStatus]:
+        for seed in seeds:
+            if not Path(seed).is_file():
+                raise errors.InvalidValueError(f"{seed}: cannot be a seed")
+        self.seeds += seeds
+        return self.prefetch(names)
 
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
         for name in names:
