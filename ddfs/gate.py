@@ -175,5 +175,5 @@ def _would_write(template: Template, path: str) -> errors.WritableTemplateError:
     return errors.WritableTemplateError(
         f"{template.file_name} is a template and must not be written to; make an overlay "
         f"(qemu-img create -f qcow2 -F {backing_format} -b {path} OVERLAY.qcow2) and give the "
-        "domain that, or mark the disk <readonly/> or <transient/>"
+        "domain that, or mark the disk <readonly/>"
     )
