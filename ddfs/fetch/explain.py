@@ -20,8 +20,8 @@ def explain(state: FetchState, name: str, mirrors: Sequence[Mirror]) -> errors.S
         return errors.MirrorsExhaustedError(f"{name}: there is no mirror to fetch it from")
     what = "no mirror delivers" if state.verdict is Verdict.SILENT else "every mirror failed"
     failures = tuple(
-        errors.MirrorError(mirrors[m.index].url, m.last_error or "sends nothing")
-        for m in state.mirrors
+        errors.MirrorError(mirror.url, m.last_error or "sends nothing")
+        for m, mirror in zip(state.mirrors, mirrors, strict=False)
         if m.is_tried
     )
     return errors.MirrorsExhaustedError(f"{name}: {what}", failures)

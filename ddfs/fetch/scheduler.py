@@ -83,6 +83,7 @@ class Scheduler(FetchState):
                 self._cancel(run.id, "everything is here")
         elif self.verdict is None:
             self._handle_rangeless(actions)
+            self._close_lanes(actions)
             self._shorten(now, actions)
             self._serve_wants(now, actions)
             work = (self._employ(mirror, now) for mirror in self._idle(now))
@@ -94,6 +95,9 @@ class Scheduler(FetchState):
 
     def _idle(self, now: float) -> list[int]:
         """Usable mirrors without a run, the fastest first, untried ones in their order."""
+        if self.lanes is not None:
+            free = self.mirrors[: self.lanes.width] if self.mirrors[0].is_usable(now) else []
+            return [m.index for m in free if m.index not in self._busy]
         tried = sum(m.is_tried for m in self.mirrors)
         room = min(self._widening.width - tried, self._widening.limit - len(self._busy))
         idle: list[MirrorStanding] = []
@@ -109,6 +113,14 @@ class Scheduler(FetchState):
         return [m.index for m in idle]
 
     def _widen(self, now: float) -> None:
+        if self.lanes is not None:
+            if not (self.table.is_complete or self.mirrors[0].is_rangeless):
+                measured = len(self._busy) >= self.lanes.width and all(
+                    self.mirrors[m].is_settled for m in self._busy
+                )
+                left = self.seconds_left()
+                self.lanes.consider(now, rate=self.rate, measured=measured, seconds_left=left)
+            return
         untried = sum(not m.is_tried and m.out is None for m in self.mirrors)
         failed = sum(
             m.is_tried and (not m.is_usable(now) or m.slow_since is not None) for m in self.mirrors
@@ -139,6 +151,14 @@ class Scheduler(FetchState):
             first, end = interval
             return self._start_free(mirror, first, end, now)
         return self._steal(mirror, now) or self._duplicate(mirror, now)
+
+    def _close_lanes(self, actions: list[Action]) -> None:
+        """End what runs on connections that are not used any more."""
+        for run in self.runs.values() if self.lanes is not None else ():
+            end = self._current_end(run)
+            is_closed = self.lanes is not None and run.mirror >= self.lanes.width
+            if is_closed and end < run.end and not (run.is_trimming or run.is_cancelled):
+                actions.append(self._trim(run, end))
 
     def _is_hopeless(self, mirror: int, now: float) -> bool:
         """Whether one piece would take it longer than the others need for all the rest."""
@@ -176,7 +196,7 @@ class Scheduler(FetchState):
         if standing.rate is None:
             # Half of an equal share of all that is missing; the rest is given by speed.
             missing = self.grid.size - self.table.held_bytes
-            share = missing / (2 * max(1, min(self._widening.width, len(self._usable_ever()))))
+            share = missing / (2 * max(1, min(self._widening.width, len(self.usable()))))
             return min(max(share, MIN_FIRST_RUN_BYTES), MAX_RUN_BYTES)
         latency = RUN_LATENCIES * (standing.latency or 0.0)
         wanted = min(max(standing.rate * max(RUN_SECONDS, latency), MIN_RUN_BYTES), MAX_RUN_BYTES)
@@ -198,24 +218,24 @@ class Scheduler(FetchState):
         return Ask(run.id, mirror, first, end)
 
     def _contested_for(self, mirror: int) -> int | None:
-        usable = self._usable_ever()
+        usable = self.usable()
         contested = (p for interval in self.table.contested for p in range(*interval))
         return next(
             (
                 piece
                 for piece in itertools.islice(contested, CONTESTED_AT_ONCE)
-                if self.table.contests[piece].is_open_to(mirror, usable)
+                if self.table.contests[piece].is_open_to(self.owner(mirror), usable)
             ),
             None,
         )
 
     def _start_contested(self, mirror: int, first: int, now: float) -> Ask:
-        usable = self._usable_ever()
+        usable = self.usable()
         limit, end = self._run_end(mirror, first, self.grid.count), first + 1
         while (
             end < limit
             and self.table.states[end] == states.CONTESTED
-            and self.table.contests[end].is_open_to(mirror, usable)
+            and self.table.contests[end].is_open_to(self.owner(mirror), usable)
         ):
             end += 1
         self.table.take(first, end)
@@ -249,13 +269,13 @@ class Scheduler(FetchState):
 
     def _duplicate(self, mirror: int, now: float) -> Action | None:
         """Fetch a second time what would otherwise come last, if it comes sooner so."""
-        usable, left = self._usable_ever(), dict[int, float]()
+        usable, left = self.usable(), dict[int, float]()
         for run in self.runs.values():
             piece = run.next
             if run.is_cancelled or piece >= run.end or self.table.states[piece] != states.ASKED:
                 continue
             contest = self.table.contests.get(piece)
-            if contest is not None and not contest.is_open_to(mirror, usable):
+            if contest is not None and not contest.is_open_to(self.owner(mirror), usable):
                 continue
             if not self._is_comparable(run, now):
                 continue
@@ -307,13 +327,13 @@ class Scheduler(FetchState):
 
     def _soonest(self, piece: int, urgent: bool, now: float) -> tuple[float, int] | None:
         """Who has *piece* first if it is asked next: its predicted seconds, and the mirror."""
-        contest, usable = self.table.contests.get(piece), self._usable_ever()
+        contest, usable = self.table.contests.get(piece), self.usable()
         best: tuple[float, int] | None = None
         candidates = self._idle(now)
         if urgent:
             candidates += [m for m in self._busy if self.mirrors[m].out is None]
         for mirror in candidates:
-            if contest is not None and not contest.is_open_to(mirror, usable):
+            if contest is not None and not contest.is_open_to(self.owner(mirror), usable):
                 continue
             if self._is_last_resort(mirror):
                 continue
@@ -406,13 +426,13 @@ class Scheduler(FetchState):
                 what = "stopped sending" if run.is_answered else "did not answer"
                 reason = run.cancelled_for = f"{what} for {limit:.0f} s"
                 self._cancel(run.id, reason)
-                self.mirrors[run.mirror].fail(Failure(FailureKind.TRANSIENT, reason), now)
+                self._fail(run.mirror, Failure(FailureKind.TRANSIENT, reason), now)
 
     def _judge(self, now: float) -> None:
         """Find out whether there is any way to go on."""
         if self.table.is_complete or self.verdict is not None:
             return
-        usable = self._usable_ever()
+        usable = self.usable()
         for piece in self._disputed:
             contest = self.table.contests[piece]
             tried_by_all = not any(contest.is_open_to(m, usable) for m in usable)
@@ -427,7 +447,7 @@ class Scheduler(FetchState):
         if not usable:
             self.verdict = Verdict.EXHAUSTED
             return
-        chance = min(m.rests_until for m in self.mirrors if m.out is None)
+        chance = min(m.rests_until for m in self._owners() if m.out is None)
         deadline = self._progress_at + GIVE_UP_SECONDS
         if now > deadline or (not self.runs and chance > deadline):
             self.verdict = Verdict.SILENT

@@ -10,7 +10,13 @@ from collections.abc import Iterable
 from typing import Final
 
 from ddfs.fetch import pieces as states
-from ddfs.fetch.mirrors import MIN_SAMPLE_SECONDS, Failure, MirrorStanding
+from ddfs.fetch.lanes import Lanes
+from ddfs.fetch.mirrors import (
+    FIRST_REST_SECONDS,
+    MIN_SAMPLE_SECONDS,
+    Failure,
+    MirrorStanding,
+)
 from ddfs.fetch.pieces import PieceTable
 from ddfs.fetch.runs import Action, Blame, Cancel, Recheck, Run, Trim
 from ddfs.fetch.widening import Widening
@@ -39,12 +45,18 @@ class Verdict(enum.Enum):
 
 
 class FetchState:
-    """The state of one fetch. *mirrors* is their number; lower indexes are tried first."""
+    """The state of one fetch. *mirrors* is their number; lower indexes are tried first.
 
-    def __init__(self, grid: Grid, mirrors: int) -> None:
+    Where there is only one, it may have *lanes*: up to so many connections, each of which
+    has an index and a standing as a mirror has. What is known of the mirror as such, its
+    failures above all, stands with index 0.
+    """
+
+    def __init__(self, grid: Grid, mirrors: int, *, lanes: int = 1) -> None:
         self.grid = grid
         self.table = PieceTable(grid)
-        self.mirrors = [MirrorStanding(index) for index in range(mirrors)]
+        self.lanes = Lanes(lanes) if mirrors == 1 and lanes > 1 else None
+        self.mirrors = [MirrorStanding(i) for i in range(lanes if self.lanes else mirrors)]
         self.runs: dict[int, Run] = {}
         self.verdict: Verdict | None = None
         self.suspect_piece: int | None = None
@@ -145,7 +157,7 @@ class FetchState:
         ]
         standing = self.mirrors[run.mirror]
         if failure is not None:
-            standing.fail(failure, now)
+            self._fail(run.mirror, failure, now)
         elif run.is_answered and standing.rate is None:
             # Too short to be seen twice: the wait for its first byte is then counted too,
             # and a handful of bytes says nothing.
@@ -170,7 +182,7 @@ class FetchState:
 
     def found_rangeless(self, run_id: int) -> None:
         """The mirror of this run sends the whole file whatever it is asked for."""
-        standing = self.mirrors[self.runs[run_id].mirror]
+        standing = self.mirrors[self.owner(self.runs[run_id].mirror)]
         standing.is_rangeless = True
         standing.last_error = "ignores ranges"
 
@@ -196,6 +208,17 @@ class FetchState:
                 self._cancel(self._busy[mirror].id, reason)
 
     # -- what to know ---------------------------------------------------------------
+
+    def owner(self, index: int) -> int:
+        """The mirror that *index* is a connection to."""
+        return 0 if self.lanes is not None else index
+
+    def usable(self) -> list[int]:
+        """The mirrors that are not out."""
+        return [m.index for m in self._owners() if m.out is None]
+
+    def _owners(self) -> list[MirrorStanding]:
+        return self.mirrors[:1] if self.lanes is not None else self.mirrors
 
     @property
     def is_complete(self) -> bool:
@@ -224,9 +247,6 @@ class FetchState:
         """The runs that may still write into *piece*."""
         return [r.id for r in self.runs.values() if r.next <= piece < r.end]
 
-    def _usable_ever(self) -> list[int]:
-        return [m.index for m in self.mirrors if m.out is None]
-
     def _has_measure(self) -> bool:
         return any(m.rate is not None and m.out is None for m in self.mirrors)
 
@@ -252,7 +272,7 @@ class FetchState:
     def _is_last_resort(self, mirror: int) -> bool:
         """Whether it sends whole files only while somebody else can send parts."""
         return self.mirrors[mirror].is_rangeless and any(
-            m.out is None and not m.is_rangeless for m in self.mirrors
+            m.out is None and not m.is_rangeless for m in self._owners()
         )
 
     # -- what follows from it -------------------------------------------------------
@@ -285,20 +305,30 @@ class FetchState:
             run.is_cancelled = True
             self._notices.append(Cancel(run_id, reason))
 
+    def _fail(self, index: int, failure: Failure, now: float) -> None:
+        """A request failed. Of several connections to one mirror it may be one too many."""
+        standing = self.mirrors[self.owner(index)]
+        if self.lanes is not None and any(other != index for other in self._busy):
+            self.lanes.refused(index)
+            standing.last_error = failure.message
+            standing.rests_until = max(standing.rests_until, now + FIRST_REST_SECONDS)
+        else:
+            standing.fail(failure, now)
+
     def _reject(self, run: Run, piece: int, digest: bytes) -> None:
         """Count wrong bytes against the mirror and let others look at its next pieces."""
+        owner = self.owner(run.mirror)
         contest = self.table.contest(piece)
-        contest.tries[run.mirror] = contest.tries.get(run.mirror, 0) + 1
-        contest.digests[run.mirror] = digest
+        contest.tries[owner] = contest.tries.get(owner, 0) + 1
+        contest.digests[owner] = digest
         self._disputed.add(piece)
-        usable = self._usable_ever()
-        standing = self.mirrors[run.mirror]
-        standing.reject(is_alone=usable == [run.mirror])
+        standing = self.mirrors[owner]
+        standing.reject(is_alone=self.usable() == [owner])
         # Cut short: idle, it is the one to try the contested pieces of others.
         self._cancel(run.id, standing.last_error or "wrong bytes")
         if standing.out is not None and not standing.is_blamed:
             standing.is_blamed = True
-            self._notices.append(Blame(run.mirror, standing.out))
+            self._notices.append(Blame(owner, standing.out))
 
     def _give_back(self, piece: int) -> None:
         self._doubled.pop(piece, None)
@@ -306,6 +336,7 @@ class FetchState:
         self.table.release(piece, piece + 1)
 
     def _hold(self, piece: int, mirror: int) -> None:
+        mirror = self.owner(mirror)
         self.table.hold(piece)
         self._wants.pop(piece, None)
         self._disputed.discard(piece)

@@ -26,6 +26,7 @@ from ddfs.fetch.events import (
     PieceVerified,
 )
 from ddfs.fetch.explain import explain
+from ddfs.fetch.lanes import MAX_LANES
 from ddfs.fetch.mirrors import MirrorStanding
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.runs import Action, Ask, Blame, Cancel, Extend, Recheck, Trim
@@ -91,9 +92,12 @@ class Transfer:
         self._pieces = manifest.pieces
         self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
         self._mirrors = _in_order(manifest.mirrors, location)
-        self._routes = [Route(mirror.url) for mirror in self._mirrors]
         self._pace = transport.pace()
-        self._scheduler = Scheduler(self._grid, len(self._mirrors))
+        lanes = min(MAX_LANES, transport.turns.limit)
+        self._scheduler = Scheduler(self._grid, len(self._mirrors), lanes=lanes)
+        # One for each connection, since each follows redirects by itself.
+        owners = [self._scheduler.owner(m.index) for m in self._scheduler.mirrors]
+        self._routes = [Route(self._mirrors[owner].url) for owner in owners]
         self._whole = WholeFile(manifest, target.fd, self._scheduler.table.states, self)
         self._segments: dict[int, tuple[int, Segment]] = {}
         self._received = [0] * len(self._mirrors)
@@ -149,10 +153,11 @@ class Transfer:
         self, standing: MirrorStanding, mirror: Mirror, received: int
     ) -> MirrorStatistics:
         is_busy = any(index == standing.index for index, _ in self._segments.values())
+        rate = self._scheduler.rate if self._scheduler.lanes is not None else standing.rate
         return MirrorStatistics(
             url=mirror.url,
             bytes_received=received,
-            bytes_per_second=(standing.rate or 0.0) if is_busy else 0.0,
+            bytes_per_second=(rate or 0.0) if is_busy else 0.0,
             state="busy" if is_busy and standing.out is None else standing.state(self._now),
             last_error=standing.last_error,
             rejected_pieces=standing.rejected,
@@ -255,7 +260,7 @@ class Transfer:
             self._take_piece(run, piece, digest)
 
     def _take_piece(self, run: int, piece: int, digest: bytes) -> None:
-        mirror = self._scheduler.runs[run].mirror
+        mirror = self._scheduler.owner(self._scheduler.runs[run].mirror)
         matches = self._pieces is None or digest == self._pieces[piece]
         held = self._scheduler.piece_arrived(
             run, piece, trio.current_time(), matches=matches, digest=digest
@@ -339,7 +344,7 @@ class Transfer:
         algorithm = self._algorithm if self._is_hashing() else None
         segment = Segment(self._target.fd, self._grid, algorithm, ask.first, ask.end, on_piece)
         segment.pace = self._pace
-        self._segments[ask.run] = (ask.mirror, segment)
+        self._segments[ask.run] = (self._scheduler.owner(ask.mirror), segment)
         self._start(self._fetch, ask, segment)
 
     def _is_hashing(self) -> bool:
@@ -362,14 +367,15 @@ class Transfer:
         self._take_arrivals()
         now = trio.current_time()
         del self._segments[ask.run]
-        self._received[ask.mirror] += segment.received
+        owner = self._scheduler.owner(ask.mirror)
+        self._received[owner] += segment.received
         self._scheduler.progressed(ask.run, segment.position, now)
-        standing = self._scheduler.mirrors[ask.mirror]
+        standing = self._scheduler.mirrors[owner]
         message = self._scheduler.runs[ask.run].cancelled_for
         self._scheduler.run_ended(ask.run, now, failure)
         message = failure.message if failure is not None else message
         if message is not None:
-            url = self._mirrors[ask.mirror].url
+            url = self._mirrors[owner].url
             failed = errors.MirrorError(url, message)
             self.observe(MirrorFailed(url, failed, is_final=standing.out is not None))
         self._act()
@@ -421,7 +427,7 @@ class Transfer:
 
     def usable(self) -> list[int]:
         """The mirrors that are not out."""
-        return [m.index for m in self._scheduler.mirrors if m.out is None]
+        return self._scheduler.usable()
 
     def blame(self, mirror: int, reason: str) -> None:
         """*mirror* was proved to send wrong bytes."""

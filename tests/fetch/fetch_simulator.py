@@ -16,13 +16,18 @@ GOOD, WRONG = b"good", b"wrong"
 
 @dataclass
 class SimMirror:
-    """*rate* maps seconds since the start to bytes per second."""
+    """*rate* maps seconds since the start to bytes per second, of each connection.
+
+    ``total`` is what all its connections share, ``most`` how many of them it accepts.
+    """
 
     rate: Callable[[float], float]
     latency: float = 0.01
     lies: Callable[[int], bool] = lambda piece: False
     fails_after: int | None = None
     failure: Failure | None = None
+    total: float = float("inf")
+    most: int = 1000
     sent: int = 0
     asked: int = 0
 
@@ -51,9 +56,10 @@ class World:
     held: list[int] = field(default_factory=list)
     requests: int = 0
     checks: bool = True
+    lanes: int = 1
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.grid, len(self.mirrors))
+        self.scheduler = Scheduler(self.grid, len(self.mirrors), lanes=self.lanes)
         self.scheduler.begin([], 0.0)
 
     def run(self, limit: float, step: float = 0.05) -> float:
@@ -114,10 +120,12 @@ class World:
 
     def _ask(self, ask: Ask) -> None:
         standing = self.scheduler.mirrors[ask.mirror]
+        owner = self.scheduler.owner(ask.mirror)
         assert standing.is_usable(self.now), "asked a mirror that rests or is out"
+        assert self.scheduler.mirrors[owner].is_usable(self.now), "asked one that rests or is out"
         assert all(run.mirror != ask.mirror for run in self.runs.values()), "asked a busy mirror"
         assert ask.first < ask.end <= self.grid.count
-        mirror = self.mirrors[ask.mirror]
+        mirror = self.mirrors[owner]
         mirror.asked += 1
         self.requests += 1
         start = self.grid.bytes_of(ask.first).start
@@ -125,16 +133,21 @@ class World:
 
     def _move(self, run_id: int, seconds: float) -> None:
         run = self.runs[run_id]
-        mirror = self.mirrors[run.mirror]
+        mirror = self.mirrors[self.scheduler.owner(run.mirror)]
         if run.is_cancelled:
             return self._end(run_id, None)
+        if len(self.runs) > mirror.most and run_id == max(self.runs):
+            return self._end(run_id, Failure(FailureKind.BUSY, "one connection only"))
         run.wait -= seconds
         if run.wait > 0:
             return None
         seconds = min(seconds, -run.wait + 1e-9)
         if mirror.failure is not None and mirror.sent >= (mirror.fails_after or 0):
             return self._end(run_id, mirror.failure)
-        amount = mirror.rate(self.now) * seconds
+        share = mirror.total / sum(
+            r.mirror == run.mirror or self.lanes > 1 for r in self.runs.values()
+        )
+        amount = min(mirror.rate(self.now), share) * seconds
         run.position += amount
         run.got += amount
         mirror.sent += int(amount)
