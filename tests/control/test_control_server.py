@@ -132,7 +132,7 @@ async def test_a_waiting_gate_does_not_hold_the_end(tmp_path: Path) -> None:
             )
             nursery.start_soon(trio.to_thread.run_sync, ask)
             with trio.fail_after(10):
-                while not service.asked:  # noqa: ASYNC110  (no event to wait for)
+                while not service.asked:
                     await trio.sleep(0.01)
             began = time.monotonic()
             server.cancel_scope.cancel()

@@ -27,7 +27,7 @@ def keeper(connection, templates):
 
 async def until(condition):
     with trio.fail_after(15):
-        while not await condition():  # noqa: ASYNC110 -- libvirtd sends us no event
+        while not await condition():
             await trio.sleep(0.02)
 
 
