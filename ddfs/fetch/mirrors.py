@@ -22,6 +22,8 @@ SETTLED_AGE_SECONDS: Final = 0.6
 # 1 + 2 + 4 seconds of rest, then out: a refusing mirror costs 7 s, a restarting one is met again.
 MAX_FAILURES: Final = 4
 FIRST_REST_SECONDS: Final = 1.0
+# A mirror that comes back is not to be met by all who wait for it in the same second.
+MAX_JITTER: Final = 0.5
 # What Retry-After may ask for before it is the same as "not in this fetch".
 MAX_REST_SECONDS: Final = 3600.0
 
@@ -53,9 +55,13 @@ class Failure:
 
 @dataclass(slots=True)
 class MirrorStanding:
-    """What one fetch knows about one mirror. Rates in bytes per second."""
+    """What one fetch knows about one mirror. Rates in bytes per second.
+
+    ``jitter`` is the share by which rests are longer here than elsewhere.
+    """
 
     index: int
+    jitter: float = 0.0
     rate: float | None = None
     latency: float | None = None
     rejected: int = 0
@@ -134,9 +140,10 @@ class MirrorStanding:
             self.out = failure.message
             return
         rest = FIRST_REST_SECONDS * 2.0 ** (self.failures - 1)
+        spread = rest * self.jitter
         if failure.retry_after is not None:
             rest = max(rest, min(failure.retry_after, MAX_REST_SECONDS))
-        self.rests_until = now + rest
+        self.rests_until = now + rest + spread
 
     def reject(self, is_alone: bool) -> None:
         """Count a piece that did not match its hash."""

@@ -49,14 +49,15 @@ class FetchState:
 
     Where there is only one, it may have *lanes*: up to so many connections, each of which
     has an index and a standing as a mirror has. What is known of the mirror as such, its
-    failures above all, stands with index 0.
+    failures above all, stands with index 0. *jitter* is that of :class:`MirrorStanding`.
     """
 
-    def __init__(self, grid: Grid, mirrors: int, *, lanes: int = 1) -> None:
+    def __init__(self, grid: Grid, mirrors: int, *, lanes: int = 1, jitter: float = 0.0) -> None:
         self.grid = grid
         self.table = PieceTable(grid)
         self.lanes = Lanes(lanes) if mirrors == 1 and lanes > 1 else None
-        self.mirrors = [MirrorStanding(i) for i in range(lanes if self.lanes else mirrors)]
+        count = lanes if self.lanes is not None else mirrors
+        self.mirrors = [MirrorStanding(index, jitter) for index in range(count)]
         self.runs: dict[int, Run] = {}
         self.verdict: Verdict | None = None
         self.suspect_piece: int | None = None

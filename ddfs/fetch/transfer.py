@@ -9,6 +9,7 @@ should see: the first such error ends the others and is raised by :meth:`Transfe
 from __future__ import annotations
 
 import logging
+import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -27,7 +28,7 @@ from ddfs.fetch.events import (
 )
 from ddfs.fetch.explain import explain
 from ddfs.fetch.lanes import MAX_LANES
-from ddfs.fetch.mirrors import MirrorStanding
+from ddfs.fetch.mirrors import MAX_JITTER, MirrorStanding
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.runs import Action, Ask, Blame, Cancel, Extend, Recheck, Trim
 from ddfs.fetch.scheduler import Scheduler
@@ -52,6 +53,10 @@ _log = logging.getLogger(__name__)
 
 # How often progress is taken in and silence noticed.
 TICK_SECONDS: Final = 0.05
+# At the start, while mirrors are measured, and near the end, while work is moved between
+# them, a tick late is felt: of 5 s over fifteen mirrors 1 %.
+QUICK_TICK_SECONDS: Final = 0.02
+QUICK_FOR_SECONDS: Final = 1.0
 
 # The journal is written this often while pieces complete; a power cut costs no more.
 COMMIT_SECONDS: Final = 0.4
@@ -94,7 +99,9 @@ class Transfer:
         self._mirrors = _in_order(manifest.mirrors, location)
         self._pace = transport.pace()
         lanes = min(MAX_LANES, transport.turns.limit)
-        self._scheduler = Scheduler(self._grid, len(self._mirrors), lanes=lanes)
+        jitter = MAX_JITTER * random.random()  # noqa: S311 (no secret: it spreads hosts)
+        count = len(self._mirrors)
+        self._scheduler = Scheduler(self._grid, count, lanes=lanes, jitter=jitter)
         # One for each connection, since each follows redirects by itself.
         owners = [self._scheduler.owner(m.index) for m in self._scheduler.mirrors]
         self._routes = [Route(self._mirrors[owner].url) for owner in owners]
@@ -242,6 +249,7 @@ class Transfer:
     async def _keep_time(self) -> None:
         """Take in what arrives as it does, and look at everything at every tick."""
         next_tick = trio.current_time()
+        quick_until = next_tick + QUICK_FOR_SECONDS
         while True:
             with trio.move_on_at(next_tick):
                 await self._wakeup.wait()
@@ -249,7 +257,9 @@ class Transfer:
             self._take_arrivals()
             now = self._now = trio.current_time()
             if now >= next_tick:
-                next_tick = now + TICK_SECONDS
+                left = self._scheduler.seconds_left()
+                is_quick = now < quick_until or (left is not None and left < QUICK_FOR_SECONDS)
+                next_tick = now + (QUICK_TICK_SECONDS if is_quick else TICK_SECONDS)
                 self._take_progress(now)
                 self._hurry_front()
             self._act()

@@ -109,3 +109,12 @@ def test_a_small_file_is_asked_of_one_mirror():
     assert Widening(1 * MiB, 100).width == 1
     assert Widening(5 * MiB, 100).width == 2
     assert Widening(0, 100).width == 1
+
+
+def test_hosts_come_back_at_different_times_and_never_sooner_than_asked():
+    prompt, late = MirrorStanding(0), MirrorStanding(0, jitter=0.5)
+    for standing in (prompt, late):
+        standing.fail(Failure(FailureKind.TRANSIENT, "reset"), 10.0)
+    assert (prompt.rests_until, late.rests_until) == (11.0, 11.5)
+    late.fail(Failure(FailureKind.BUSY, "busy", retry_after=60.0), 20.0)
+    assert late.rests_until == 81.0
