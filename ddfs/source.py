@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import stat
+from collections import deque
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Final, Protocol
@@ -45,6 +47,12 @@ _METALINK_TYPES: Final = frozenset({"application/metalink4+xml", "application/me
 
 # How many mirrors are asked for the size until two agree: a dead one costs a time-out each.
 _MAX_MIRRORS_ASKED: Final = 8
+
+# A mirror that has not sent a range of the head after this long, and the time that the range
+# takes on a slow line, is passed over for the next one. Without it, three mirrors that accept
+# connections and say nothing take all the time that registering has.
+_PATIENCE_SECONDS: Final = 4.0
+_SLOW_BYTES_PER_SECOND: Final = 256 * KiB
 
 # A document may warn about each of 10,000 files; a person reads the first few.
 _MAX_WARNINGS_KEPT: Final = 20
@@ -336,9 +344,10 @@ def _empty_head(manifest: Manifest) -> Head:
 async def _head_in_one(manifest: Manifest, wanted: ByteRange, documents: Documents) -> Head:
     is_whole = len(wanted) == manifest.size and bool(manifest.digests)
     failures: list[errors.MirrorError] = []
-    for mirror in manifest.mirrors:
+    turns = _turns(manifest)
+    while turns:
         try:
-            data = await documents.read_range(mirror.url, wanted, size=manifest.size)
+            mirror, data = await _ask(turns, wanted, manifest, documents)
         except errors.MirrorError as error:
             failures.append(error)
             continue
@@ -347,6 +356,28 @@ async def _head_in_one(manifest: Manifest, wanted: ByteRange, documents: Documen
             return Head(data, is_whole, tuple(failures))
         failures.append(errors.MirrorError(mirror.url, f"its file does not have {wrong}"))
     raise _no_head(manifest, failures)
+
+
+def _turns(manifest: Manifest) -> deque[tuple[Mirror, bool]]:
+    """The mirrors to ask, in order; whether each was asked already and took too long."""
+    return deque((mirror, False) for mirror in manifest.mirrors)
+
+
+async def _ask(
+    turns: deque[tuple[Mirror, bool]], wanted: ByteRange, manifest: Manifest, documents: Documents
+) -> tuple[Mirror, bytes]:
+    """The bytes *wanted* from the mirror whose turn it is, which then has no other turn.
+
+    One that takes long is asked again, without haste, when all others had theirs. Raises
+    :class:`errors.MirrorError`.
+    """
+    while True:
+        mirror, was_late = turns.popleft()
+        is_last = was_late or not turns
+        patience = _PATIENCE_SECONDS + len(wanted) / _SLOW_BYTES_PER_SECOND
+        with trio.move_on_after(math.inf if is_last else patience):
+            return mirror, await documents.read_range(mirror.url, wanted, size=manifest.size)
+        turns.append((mirror, True))
 
 
 def _first_mismatch(data: bytes, digests: Sequence[Digest]) -> Digest | None:
@@ -364,12 +395,13 @@ async def _head_by_pieces(manifest: Manifest, wanted: ByteRange, documents: Docu
     under = grid.pieces_under(wanted)
     good: dict[int, bytes] = {}
     failures: list[errors.MirrorError] = []
-    for mirror in manifest.mirrors:
+    turns = _turns(manifest)
+    while turns:
         missing = [piece for piece in under if piece not in good]
         # At most 8 MiB: one long piece, or several that are shorter than the head.
         span = ByteRange(grid.bytes_of(missing[0]).start, grid.bytes_of(missing[-1]).end)
         try:
-            data = await documents.read_range(mirror.url, span, size=manifest.size)
+            mirror, data = await _ask(turns, span, manifest, documents)
         except errors.MirrorError as error:
             failures.append(error)
             continue

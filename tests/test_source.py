@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from ddfs import errors, source
 from ddfs.metalink import limits, write
@@ -432,6 +435,35 @@ async def test_a_liar_is_blamed_and_only_what_is_missing_is_asked_again():
     ]
     first, again = ByteRange(0, 64 * KiB), ByteRange(32 * KiB, 48 * KiB)
     assert asked == [first, again, again]
+
+
+class Sluggish(Web):
+    """Some hosts take their time, in seconds, for every range."""
+
+    def __init__(self, seconds: dict[str, float], **files: bytes) -> None:
+        super().__init__(**files)
+        self._seconds = {f"http://{host}.example/a": value for host, value in seconds.items()}
+
+    async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
+        await trio.sleep(self._seconds.get(url, 0.0))
+        return await super().read_range(url, wanted, size=size)
+
+
+@pytest.mark.parametrize("piece_length", [None, 16 * KiB])
+async def test_silent_mirrors_are_passed_over(piece_length: int | None, autojump_clock: MockClock):
+    hosts = [f"silent{number}" for number in range(10)]
+    web = Sluggish(dict.fromkeys(hosts, math.inf), good=CONTENT)
+    began = trio.current_time()
+    head = await source.read_head(manifest(*hosts, "good", piece_length=piece_length), web)
+    assert head.data == CONTENT[:HEAD_LENGTH]
+    assert trio.current_time() - began < 60.0
+
+
+async def test_a_slow_mirror_has_another_turn_without_haste(autojump_clock: MockClock):
+    web = Sluggish({"slow": 30.0, "liar": 1.0}, slow=CONTENT, liar=b"\0" * len(CONTENT))
+    head = await source.read_head(manifest("slow", "liar", piece_length=16 * KiB), web)
+    assert (head.data, head.verified) == (CONTENT[:HEAD_LENGTH], True)
+    assert [failure.url for failure in head.failures] == ["http://liar.example/a"]
 
 
 @pytest.mark.parametrize(
