@@ -10,7 +10,8 @@ from typing import Final, Protocol
 
 from ddfs import errors
 from ddfs.cli.text import format_seconds, format_size
-from ddfs.control.messages import TemplateStatus
+from ddfs.control.messages import Problem, TemplateStatus
+from ddfs.control.problems import error_of
 from ddfs.model import SpoolState
 
 # Quick enough for a bar to move, and for a small template not to wait for the next look.
@@ -63,12 +64,13 @@ def describe(status: TemplateStatus) -> str:
 def raise_if_missing(found: Sequence[TemplateStatus]) -> None:
     """Raises for templates that were waited for and are not here, with their reasons.
 
-    :class:`~ddfs.errors.FetchRestingError` if one failed, else
-    :class:`~ddfs.errors.CancelledFetchError`.
+    What the first one failed with (:class:`~ddfs.errors.FetchRestingError` where that is not
+    known any more), else :class:`~ddfs.errors.CancelledFetchError`.
     """
     failed = [status for status in found if status.state == SpoolState.FAILED.value]
     if failed:
-        raise errors.FetchRestingError("; ".join(map(_reason, failed)))
+        kind = failed[0].last_error_kind or errors.FetchRestingError.kind()
+        raise error_of(Problem(kind, "; ".join(map(_reason, failed))))
     missing = [s.file_name for s in found if s.state != SpoolState.PUBLISHED.value]
     if missing:
         raise errors.CancelledFetchError(f"{', '.join(missing)}: the fetch was cancelled")

@@ -180,6 +180,7 @@ class Host:
             seconds_left=holding.seconds_left,
             published_path=holding.published.path if holding.published else None,
             last_error=holding.error,
+            last_error_kind=holding.error_kind,
             retry_in=holding.retry_in,
             added_at=template.added_at,
             head_is_verified=template.head_is_verified,

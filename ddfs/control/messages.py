@@ -43,9 +43,9 @@ class TemplateStatus:
     whole path in the mount. ``state`` is the value of a :class:`ddfs.model.SpoolState`:
     ``not-downloaded``, ``downloading``, ``downloaded`` or ``error``. ``bytes_here`` counts
     verified (without piece hashes: received) bytes. ``published_path`` is there exactly in
-    the state ``downloaded``. After a failure ``last_error`` says why, and ``retry_in`` in
-    how many seconds the next demand may start a fetch again (None: at once).
-    ``head_is_verified`` and ``is_readable_early`` are explained in :mod:`ddfs.model`;
+    the state ``downloaded``. After a failure ``last_error`` says why (``last_error_kind`` is
+    its kind, if the daemon has not been restarted since), and ``retry_in`` in how many
+    seconds the next demand may start a fetch again (None: at once). ``head_is_verified`` and ``is_readable_early`` are explained in :mod:`ddfs.model`;
     the latter is called ``readable_early`` here.
     """
 
@@ -68,6 +68,7 @@ class TemplateStatus:
     head_is_verified: bool
     readable_early: bool
     mirrors: tuple[MirrorStatus, ...] = ()
+    last_error_kind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

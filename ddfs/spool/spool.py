@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +47,7 @@ class HoldingStatus:
     seconds_left: float | None
     published: PublishedFile | None
     error: str | None
+    error_kind: str | None
     retry_in: float | None
     mirrors: tuple[MirrorStatistics, ...]
 
@@ -120,6 +121,7 @@ class Spool:
             seconds_left=statistics.seconds_left if statistics else None,
             published=holding.published,
             error=holding.last_error,
+            error_kind=resting.error.kind() if resting and holding.last_error else None,
             retry_in=max(0.0, resting.until - now) if resting and not holding.fetch else None,
             mirrors=statistics.mirrors if statistics else holding.mirrors,
         )
@@ -281,7 +283,7 @@ class Spool:
     def _conclude(self, holding: _Holding, fetch: Fetch, error: errors.DdfsError | None) -> None:
         statistics = fetch.statistics()
         if statistics is not None:
-            holding.mirrors = statistics.mirrors
+            holding.mirrors = tuple(_at_rest(mirror) for mirror in statistics.mirrors)
             holding.bytes_here = statistics.bytes_verified
         holding.fetch = None
         holding.last_error = None
@@ -344,6 +346,12 @@ class Spool:
         holding.bytes_here = 0
         self._on_change(content_id)
         await self._write_down(content_id, SpoolState.ABSENT, 0)
+
+
+def _at_rest(mirror: MirrorStatistics) -> MirrorStatistics:
+    """A mirror when its fetch is over: nobody is busy any more."""
+    state = "idle" if mirror.state == "busy" else mirror.state
+    return replace(mirror, state=state, bytes_per_second=0.0)
 
 
 def _restored(reference: SpoolReference) -> _Holding:

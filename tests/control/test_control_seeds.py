@@ -60,7 +60,7 @@ class TwoTemplates:
         self.demanded.append((template.name, demand, seeds))
 
     def holding(self, template: Template) -> HoldingStatus:
-        return HoldingStatus(SpoolState.ABSENT, 0, 0.0, None, None, None, None, ())
+        return HoldingStatus(SpoolState.ABSENT, 0, 0.0, None, None, None, None, None, ())
 
 
 @pytest.fixture
