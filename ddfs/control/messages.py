@@ -45,8 +45,9 @@ class TemplateStatus:
     verified (without piece hashes: received) bytes. ``published_path`` is there exactly in
     the state ``downloaded``. After a failure ``last_error`` says why (``last_error_kind`` is
     its kind, if the daemon has not been restarted since), and ``retry_in`` in how many
-    seconds the next demand may start a fetch again (None: at once). ``head_is_verified`` and ``is_readable_early`` are explained in :mod:`ddfs.model`;
-    the latter is called ``readable_early`` here.
+    seconds the next demand may start a fetch again (None: at once). ``head_is_verified`` and
+    ``is_readable_early`` are explained in :mod:`ddfs.model`; the latter is called
+    ``readable_early`` here.
     """
 
     name: str
