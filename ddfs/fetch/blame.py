@@ -99,14 +99,15 @@ class Inquest:
             by_source.setdefault(source, []).append(piece)
         if len(usable) < 2:
             return []  # nobody to compare with: all of it again
-        samples: list[int] = []
+        samples: set[int] = set()
         for pieces in by_source.values():
-            step = len(pieces) / min(SAMPLES, len(pieces))
-            # An odd offset, so that damage at a regular distance is not stepped over.
-            samples += {
-                pieces[min(len(pieces) - 1, int(k * step) + k % 2)]
-                for k in range(min(SAMPLES, len(pieces)))
-            }
+            # In a long list two neighbours are one request. An odd offset now and then, so
+            # that damage at a regular distance is not stepped over.
+            width = 2 if len(pieces) >= 2 * SAMPLES else 1
+            count = min(SAMPLES // width, len(pieces))
+            for k in range(count):
+                at = min(int(k * len(pieces) / count) + k % 2, len(pieces) - width)
+                samples.update(pieces[at : at + width])
         return sorted(samples)
 
     def _accuse(self, usable: Sequence[int]) -> Plan:
