@@ -74,11 +74,23 @@ class PoolKeeper:
 
     async def define(self, name: str | None = None) -> PoolStatus:
         """Define the pool and start it, or adopt the one on the path under its own name."""
-        return await self._libvirt.call(lambda c: self._pool.define(c, name))
+        before = await self.status()
+        self._changes.taken()
+        after = await self._libvirt.call(lambda c: self._pool.define(c, name))
+        # Starting it has shown it everything; one that ran already has to be told.
+        if before is not None and before.active:
+            self.note_changed()
+        self._enter(_State.ACTIVE, f"libvirt pool {after.name!r} is active")
+        return after
 
     async def refresh(self) -> PoolStatus:
         """Make libvirt look at the directory again, now."""
-        return await self._patiently(self._pool.refresh)
+        self._changes.taken()
+        try:
+            return await self._patiently(self._pool.refresh)
+        except errors.LibvirtError:
+            self._changes.changed(trio.current_time())
+            raise
 
     async def undefine(self) -> PoolStatus:
         """Take the pool away from libvirt; no file is touched."""

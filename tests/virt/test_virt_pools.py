@@ -200,8 +200,10 @@ async def test_keeper_refreshes_after_changes(keeper, libvirtd, nursery, templat
     await until(lists_all)
 
 
-async def test_keeper_refreshes_a_pool_that_ran_before_it(keeper, libvirtd, nursery, templates):
-    await keeper.define()
+async def test_keeper_refreshes_a_pool_that_ran_before_it(
+    keeper, connection, libvirtd, nursery, templates
+):
+    await PoolKeeper(connection, templates, FAST).define()
     (templates / "meanwhile.img").write_bytes(b"x")
     nursery.start_soon(keeper.run)
 

@@ -14,7 +14,7 @@ from lab.site import Site
 
 IMAGE_BYTES: Final = 128 * 1024
 
-QUIET_SECONDS: Final = 3.0
+QUIET_SECONDS: Final = 7.0
 
 
 def register_many(host: Host, shop: Site, count: int) -> None:
