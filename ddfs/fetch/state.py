@@ -76,7 +76,9 @@ class FetchState:
     def begin(self, pieces: Iterable[int], now: float) -> None:
         """Start the clock. *pieces* are in the file and right, from an earlier run."""
         self._progress_at = self._now = now
-        for piece in pieces:
+        # From the end: what is free then is cut at the cheap end of its list. The other way
+        # round 100,000 scattered pieces took 2.1 s, and ten times as many minutes.
+        for piece in sorted(pieces, reverse=True):
             self.table.hold_free(piece)
 
     def progressed(self, run_id: int, position: int, now: float) -> None:

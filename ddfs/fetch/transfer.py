@@ -58,8 +58,12 @@ TICK_SECONDS: Final = 0.05
 QUICK_TICK_SECONDS: Final = 0.02
 QUICK_FOR_SECONDS: Final = 1.0
 
-# The journal is written this often while pieces complete; a power cut costs no more.
-COMMIT_SECONDS: Final = 0.4
+# The journal is written this often while pieces complete: what a kill costs beyond the
+# pieces under way. A disk that takes long is asked less often, to be busy with that for a
+# fifth of the time at most, but so often all the same.
+COMMIT_SECONDS: Final = 0.05
+COMMIT_SHARE: Final = 0.2
+LONGEST_COMMIT_PAUSE_SECONDS: Final = 0.4
 # What a cancelled fetch may take to make durable what it has.
 LAST_COMMIT_SECONDS: Final = 1.5
 
@@ -407,12 +411,16 @@ class Transfer:
     # -- journal --------------------------------------------------------------------
 
     async def _keep_committing(self) -> None:
+        pause = COMMIT_SECONDS
         while True:
-            await trio.sleep(COMMIT_SECONDS)
+            await trio.sleep(pause)
+            began = trio.current_time()
             try:
                 await self._committer.commit()
             except errors.HostError as error:
                 self._fail(error)
+            pause = (trio.current_time() - began) / COMMIT_SHARE
+            pause = min(max(COMMIT_SECONDS, pause), LONGEST_COMMIT_PAUSE_SECONDS)
 
     async def _commit_the_last(self) -> None:
         try:
