@@ -61,6 +61,8 @@ class _Holding:
         self.rest: rest.Rest | None = None
         self.bytes_here = 0
         self.was_fetching = False
+        # While it is purged no reader may start a fetch into files that are being deleted.
+        self.is_going = False
         self.last_error: str | None = None
         self.mirrors: tuple[MirrorStatistics, ...] = ()
 
@@ -170,7 +172,7 @@ class Spool:
         holding = self._holdings.setdefault(order.content_id, _Holding())
         if holding.fetch is not None:
             holding.fetch.place.hasten(demand)
-        if holding.published or holding.fetch or self._nursery is None:
+        if holding.published or holding.fetch or holding.is_going or self._nursery is None:
             return
         if holding.rest and not holding.rest.allows(trio.current_time(), demand):
             return
@@ -215,6 +217,8 @@ class Spool:
                 raise fetch.error
 
     def _reason(self, holding: _Holding) -> errors.DdfsError:
+        if holding.is_going:
+            return errors.CancelledFetchError("it is being purged")
         if holding.rest is None:
             return errors.CancelledFetchError("the daemon is ending; try again when it is back")
         seconds = max(0.0, holding.rest.until - trio.current_time())
@@ -238,6 +242,14 @@ class Spool:
             return
         if holding.fetch is not None:
             raise errors.TemplateInUseError("it is being fetched; end that with ddfs cancel")
+        holding.is_going = True
+        try:
+            await self._delete(content_id, holding)
+        finally:
+            holding.is_going = False
+        self._holdings.pop(content_id, None)
+
+    async def _delete(self, content_id: str, holding: _Holding) -> None:
         published = holding.published
         if published is not None:
             self._files.forget(published.path)
@@ -250,7 +262,6 @@ class Spool:
             self._with.storage.name,
             limiter=self._with.ledger_limiter,
         )
-        self._holdings.pop(content_id, None)
 
     # -- the life of a fetch ---------------------------------------------------------------
 

@@ -403,3 +403,22 @@ async def test_purging_deletes_the_file_and_what_is_partial(tmp_path: Path) -> N
             await host.spool.purge(order.content_id)
         assert not path.exists()
         assert [p.name for p in host.storage.partial_dir.iterdir() if "lock" not in p.name] == []
+
+
+async def test_nobody_starts_a_fetch_into_what_is_being_purged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        url = lab.mirror(CONTENT)
+        order = host.knows(manifest_of(CONTENT, [url]))
+        host.spool.demand(order)
+        with trio.fail_after(30):
+            await host.spool.wait_published(order)
+            asked = lab[url].requests
+            # The moment in which the file is gone and the rest is not, by its own notice.
+            monkeypatch.setattr(host.spool, "_on_change", lambda _: host.spool.demand(order))
+            await host.spool.purge(order.content_id)
+            # A fetch that had begun would be nobody's by now, and ask within milliseconds.
+            await trio.sleep(0.5)
+        assert not host.spool.is_fetching(order.content_id)
+        assert lab[url].requests == asked
