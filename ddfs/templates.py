@@ -19,9 +19,9 @@ from typing import Final, Protocol
 import trio
 
 from ddfs import errors, source
+from ddfs.declaration import Declaration
 from ddfs.model import (
     ByteRange,
-    Digest,
     ImageFormat,
     Manifest,
     PublishedFile,
@@ -51,7 +51,7 @@ class Catalogue(Protocol):
         name: str,
         format: ImageFormat,  # noqa: A002 - the column's name
         manifest: Manifest,
-        source: str,
+        declaration: Declaration,
         virtual_size: int | None,
         added_at: float,
         head_is_verified: bool,
@@ -100,13 +100,10 @@ class HeadInspector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What an operator says about a new template; ``format`` None: as the bytes say."""
+    """A new template's name, and what an operator declares about it."""
 
     name: str
-    source: str
-    format: ImageFormat | None = None
-    checksum: Digest | None = None
-    file: str | None = None
+    declaration: Declaration
 
 
 class Templates:
@@ -223,13 +220,14 @@ class Templates:
         fails or is refused.
         """
         name = validate_template_name(registration.name)
+        declared = registration.declaration
         async with self._change(name):
             manifest = await source.resolve(
-                registration.source,
-                checksum=registration.checksum,
+                declared.source,
+                checksum=declared.checksum,
                 documents=self._documents,
                 location=self._location,
-                file=registration.file,
+                file=declared.file,
             )
             existing = self._by_name.get(name)
             if existing is not None:
@@ -237,13 +235,14 @@ class Templates:
             return await self._register(registration, manifest)
 
     async def _register(self, registration: Registration, manifest: Manifest) -> Template:
+        declared = registration.declaration
         if manifest.size is None:
-            raise errors.DocumentError(f"{registration.source}: nobody says how large it is")
+            raise errors.DocumentError(f"{declared.source}: nobody says how large it is")
         head = await self._head(manifest)
         for failure in head.failures:
             log.warning("%s: %s", registration.name, failure)
         facts = await trio.to_thread.run_sync(
-            partial(self._inspect_head, head.data, size=manifest.size, claimed=registration.format)
+            partial(self._inspect_head, head.data, size=manifest.size, claimed=declared.format)
         )
         content_id = manifest.content_id
         # A verified head is not replaced by one that a mirror only claims.
@@ -255,7 +254,7 @@ class Templates:
                 name=registration.name,
                 format=facts.format,
                 manifest=manifest,
-                source=registration.source,
+                declaration=declared,
                 virtual_size=facts.virtual_size,
                 added_at=time.time(),
                 head_is_verified=head.verified,
@@ -266,7 +265,7 @@ class Templates:
         self._remember(template)
         for note in manifest.notes:
             log.warning("%s: %s", registration.name, note)
-        log.info("%s: registered from %s", template.file_name, registration.source)
+        log.info("%s: registered from %s", template.file_name, declared.source)
         self._on_added(template)
         return template
 
@@ -365,7 +364,7 @@ def _same_content(existing: Template, manifest: Manifest, asked: Registration) -
             f"{existing.name} is bound to other content ({existing.content_id}); a name never "
             "changes its content: register the new one under a new name"
         )
-    if asked.format not in (None, existing.format):
+    if asked.declaration.format not in (None, existing.format):
         raise errors.TemplateExistsError(
             f"{existing.name} is there already, as {existing.format.value}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from ddfs import errors
 from ddfs.catalogue import migrate, rows, schema
 from ddfs.catalogue.failures import translated
+from ddfs.declaration import Declaration
 from ddfs.model import ImageFormat, Manifest, SpoolReference, SpoolState, Template
 
 FILE_NAME: Final = "catalogue.db"
@@ -72,7 +74,7 @@ class Catalogue:
         name: str,
         format: ImageFormat,  # noqa: A002 -- the word of the model
         manifest: Manifest,
-        source: str,
+        declaration: Declaration,
         virtual_size: int | None,
         added_at: float,
         head_is_verified: bool,
@@ -89,7 +91,8 @@ class Catalogue:
                 "name": name,
                 "format": format.value,
                 "content_id": manifest.content_id,
-                "source": source,
+                "source": declaration.source,
+                "declaration": json.dumps(declaration.as_plain()),
                 "virtual_size": virtual_size,
                 "added_at": added_at,
                 "head_is_verified": head_is_verified,
@@ -115,6 +118,16 @@ class Catalogue:
         with self._transaction() as connection:
             found = connection.execute(_TEMPLATES.order_by(schema.template.c.row))
             return [rows.template_of(row) for row in found]
+
+    def declaration(self, name: str) -> Declaration:
+        """What was declared about *name*. Raises :class:`errors.UnknownTemplateError`."""
+        with self._transaction() as connection:
+            table = schema.template
+            self._template(connection, name)
+            found = connection.execute(
+                select(table.c.source, table.c.declaration).where(table.c.name == name)
+            ).one()
+            return Declaration.from_plain({"source": found.source, **json.loads(found.declaration)})
 
     def manifest(self, content_id: str) -> Manifest:
         """The manifest of a content that some template or reference has; else ``ValueError``."""

@@ -118,6 +118,9 @@ template = Table(
     Column("added_at", Float, nullable=False),
     # Whether the head was hashed and inspected at registering.
     Column("head_is_verified", Boolean, nullable=False),
+    # JSON: the plain form of a declaration.Declaration, secrets included; {} for a template
+    # of before it was kept, which has its source alone.
+    Column("declaration", Text, nullable=False, server_default="{}"),
     Index("ix_template_content_id", "content_id"),
     sqlite_autoincrement=True,
 )

@@ -6,6 +6,7 @@ not decide. libvirt stands behind two small protocols; the gate is not given eit
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -28,12 +29,13 @@ from ddfs.control.messages import (
     PrimaryStatus,
     TemplateStatus,
 )
+from ddfs.declaration import Declaration
 from ddfs.gate import Gate, NeededFile
 from ddfs.image import chain
 from ddfs.image.domain import PoolTargets
 from ddfs.image.header import ChainError
 from ddfs.limits import HostLimits
-from ddfs.model import Digest, ImageFormat, SpoolState, Template
+from ddfs.model import SpoolState, Template
 from ddfs.spool.rest import Demand
 from ddfs.spool.seed import check_seed
 from ddfs.templates import Registration, Templates
@@ -206,14 +208,10 @@ class Host:
 
     async def add_template(self, request: AddTemplate) -> TemplateStatus:
         """Register one."""
-        registration = Registration(
-            name=request.name,
-            source=request.source,
-            format=ImageFormat.parse(request.format) if request.format else None,
-            checksum=Digest.parse(request.checksum) if request.checksum else None,
-            file=request.file,
-        )
-        return self._status(await self._templates.add(registration))
+        plain = dataclasses.asdict(request)
+        name = plain.pop("name")
+        declaration = Declaration.from_plain(plain)
+        return self._status(await self._templates.add(Registration(name, declaration)))
 
     async def remove_template(self, name: str, purge: bool) -> None:
         """Forget one that nothing uses."""

@@ -76,8 +76,8 @@ class TemplateStatus:
 class AddTemplate:
     """The body of ``POST /v1/templates``.
 
-    ``checksum`` is ``ALG:HEX``; ``file`` chooses one of a metalink's files by its name;
-    ``format`` as people write it, None where the image says it itself.
+    Beside the name it is the plain form of a :class:`ddfs.declaration.Declaration`, which
+    says what each key means; None is as good as left out.
     """
 
     __pydantic_config__ = _STRICT
@@ -87,6 +87,20 @@ class AddTemplate:
     format: str | None = None
     checksum: str | None = None
     file: str | None = None
+    checksum_url: str | None = None
+    unpacked_checksum: str | None = None
+    signature: str | None = None
+    keyring: str | None = None
+    size: int | None = None
+    unverified: bool = False
+    check_every: int | None = None
+    headers: tuple[str, ...] = ()
+    headers_file: str | None = None
+    netrc_file: str | None = None
+    token_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    ca_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 
+from ddfs.declaration import Declaration
 from ddfs.model import Digest, HashAlgorithm, ImageFormat, Manifest, MiB, Mirror, PieceMap
 
 
@@ -21,7 +22,7 @@ def add(catalogue, name="debian-12", of=None, **more):
     values = {
         "format": ImageFormat.QCOW2,
         "manifest": of or manifest(),
-        "source": "https://example.org/image.meta4",
+        "declaration": Declaration("https://example.org/image.meta4"),
         "virtual_size": 20 * MiB,
         "added_at": 1700000000.25,
         "head_is_verified": True,

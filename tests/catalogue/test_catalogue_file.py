@@ -61,14 +61,14 @@ def test_file_opening_a_current_one_imports_no_alembic(tmp_path):
 
 
 NEXT = """
-revision = "0002"
-down_revision = "0001"
+revision = "next"
+down_revision = "{head}"
 branch_labels = depends_on = None
 from alembic import op
 import sqlalchemy as sa
 def upgrade():
     with op.batch_alter_table("template") as batch:
-        batch.add_column(sa.Column("pinned", sa.Boolean(), nullable=False, server_default="0"))
+        batch.add_column(sa.Column("tried", sa.Boolean(), nullable=False, server_default="0"))
     {then}
 """
 
@@ -76,7 +76,7 @@ def upgrade():
 def scripts_with_a_next_one(directory, then="pass"):
     scripts = directory / "migrations"
     shutil.copytree(migrate.SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002_next.py").write_text(NEXT.format(then=then))
+    (scripts / "versions" / "next.py").write_text(NEXT.format(head=migrate.HEAD, then=then))
     return scripts
 
 
@@ -86,13 +86,13 @@ def test_file_of_an_older_ddfs_is_copied_and_migrated(tmp_path):
     added = add(old)
     old.close()
     engine = module._engine(old.path)
-    migrate.bring_up(engine, old.path, scripts=scripts_with_a_next_one(tmp_path), head="0002")
+    migrate.bring_up(engine, old.path, scripts=scripts_with_a_next_one(tmp_path), head="next")
     engine.dispose()
-    version, pinned = execute(
-        old.path, "SELECT version_num FROM alembic_version", "SELECT name, pinned FROM template"
+    version, tried = execute(
+        old.path, "SELECT version_num FROM alembic_version", "SELECT name, tried FROM template"
     )
-    assert (version, pinned) == ([("0002",)], [("debian-12", 0)])
-    copy = tmp_path / "catalogue.db.before-0002"
+    assert (version, tried) == ([("next",)], [("debian-12", 0)])
+    copy = tmp_path / "catalogue.db.before-next"
     assert copy.stat().st_mode & 0o777 == 0o600
     # The copy is a catalogue of the old version.
     (tmp_path / "restored").mkdir()
@@ -109,7 +109,7 @@ def test_file_whose_migration_fails_is_as_it_was(tmp_path):
     scripts = scripts_with_a_next_one(tmp_path, "op.execute('INSERT INTO nowhere VALUES (1)')")
     engine = module._engine(old.path)
     with pytest.raises(Exception, match="no such table: nowhere"):
-        migrate.bring_up(engine, old.path, scripts=scripts, head="0002")
+        migrate.bring_up(engine, old.path, scripts=scripts, head="next")
     engine.dispose()
     again = Catalogue.open(tmp_path)
     assert again.templates() == [added]

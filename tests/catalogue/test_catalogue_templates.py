@@ -8,6 +8,7 @@ from sqlalchemy import insert
 from ddfs import errors
 from ddfs.catalogue import rows, schema
 from ddfs.catalogue.catalogue import MAX_MIRRORS, Catalogue
+from ddfs.declaration import Declaration
 from ddfs.model import (
     Digest,
     HashAlgorithm,
@@ -232,3 +233,13 @@ def test_catalogue_opens_and_lists_10_000_templates(tmp_path):
     print(f"10,000 templates opened and listed in {took:.2f} s")
     assert len(listed) == 10_000
     assert took < 2.0  # 0.5 s on an idle machine; this one shares its cores
+
+
+def test_a_declaration_is_kept_whole(catalogue):
+    declared = Declaration.from_plain(
+        {"source": "https://a/x", "headers": ["A: b"], "check_every": "1d", "size": 5}
+    )
+    add(catalogue, "one", declaration=declared)
+    assert catalogue.declaration("one") == declared
+    with pytest.raises(errors.UnknownTemplateError):
+        catalogue.declaration("two")

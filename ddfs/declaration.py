@@ -1,0 +1,222 @@
+"""What an operator declares about a template: its source, and how to reach and check it.
+
+One value with one plain form, which a declaration file, the control API and the catalogue
+share: a key that is right in one is right in all. The catalogue keeps it, so that the source
+can be asked again. Standard library and our own values only; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from ddfs import errors
+from ddfs.model import MAX_SIZE, Digest, ImageFormat
+
+# The fields that may carry a secret: never printed, logged or listed.
+SECRET_KEYS: Final = frozenset({"headers"})
+
+# RFC 9110 section 5.6.2: what a field name is made of. A value may not break its line.
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}:[^\r\n\0]{0,8192}")
+
+# More than any login takes.
+MAX_HEADERS: Final = 32
+
+_DURATION_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+# More often than this is an attack on the publisher, and less often than a year is never.
+MIN_CHECK_EVERY_SECONDS: Final = 60
+MAX_CHECK_EVERY_SECONDS: Final = 366 * 86400
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """With what the origin of a source is asked.
+
+    ``headers`` are lines ``Name: value``; ``headers_file`` has such lines and is read when
+    needed, so that a secret can change. ``netrc_file`` is in netrc's form, ``token_file``
+    has a bearer token. ``client_cert`` and ``client_key`` are PEM files (the key may be in
+    the former), ``ca_file`` a PEM bundle that is trusted beside the host's. All paths are
+    absolute.
+    """
+
+    headers: tuple[str, ...] = ()
+    headers_file: str | None = None
+    netrc_file: str | None = None
+    token_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    ca_file: str | None = None
+
+    def __bool__(self) -> bool:
+        return self != Access()
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """Everything that an operator says about a template but its name.
+
+    ``source`` is an address or a path; ``format`` None: as the bytes say. ``checksum`` is of
+    what is downloaded, ``unpacked_checksum`` of what comes out of it. ``checksum_url`` names a
+    checksum file, ``signature`` a detached signature of that file (or of the metalink) and
+    ``keyring`` the keys that may have made it. ``file`` chooses one of a metalink's, a
+    checksum file's or an archive's files. ``size`` is the size in bytes after unpacking.
+    ``unverified`` allows a source with nothing to check it by. ``check_every`` is in seconds.
+    """
+
+    source: str
+    format: ImageFormat | None = None
+    checksum: Digest | None = None
+    checksum_url: str | None = None
+    unpacked_checksum: Digest | None = None
+    signature: str | None = None
+    keyring: str | None = None
+    file: str | None = None
+    size: int | None = None
+    unverified: bool = False
+    check_every: int | None = None
+    access: Access = Access()
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not 0 < self.size <= MAX_SIZE:
+            raise errors.InvalidValueError(f"size: {self.size} bytes cannot be")
+        if self.unverified and (self.checksum or self.checksum_url):
+            raise errors.InvalidValueError("unverified: there is a checksum to verify it by")
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """From the plain form: a mapping of keys to strings, whole numbers, booleans and lists
+        of strings; None is as good as left out. Raises :class:`errors.InvalidValueError` that
+        starts with the key's name; see :func:`problems_of` for all that is wrong at once.
+        """
+        for problem in problems_of(plain):
+            raise errors.InvalidValueError(problem)
+        values = {key: _READERS[key](value) for key, value in plain.items() if value is not None}
+        access = {key: values.pop(key) for key in _ACCESS_KEYS if key in values}
+        return cls(**values, access=Access(**access))
+
+    def as_plain(self) -> dict[str, Any]:
+        """The plain form, secrets included, without what is left at its default."""
+        plain: dict[str, Any] = {}
+        for owner in (self, self.access):
+            for field in dataclasses.fields(owner):
+                value = getattr(owner, field.name)
+                if field.name != "access" and value != field.default:
+                    plain[field.name] = _plain(value)
+        return plain
+
+
+def problems_of(plain: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with a plain form, a line each; each starts with its key."""
+    problems = []
+    if not plain.get("source"):
+        problems.append("source: an address or a path is needed")
+    for key, value in plain.items():
+        if key not in _READERS:
+            problems.append(f"{key}: unknown key; known are {', '.join(sorted(_READERS))}")
+        elif value is not None:
+            try:
+                _READERS[key](value)
+            except errors.InvalidValueError as error:
+                text = str(error)
+                problems.append(text if text.startswith(f"{key}: ") else f"{key}: {text}")
+    if not problems:
+        try:
+            Declaration(
+                plain["source"],
+                checksum_url=plain.get("checksum_url"),
+                checksum=Digest.parse(plain["checksum"]) if plain.get("checksum") else None,
+                unverified=bool(plain.get("unverified")),
+            )
+        except errors.InvalidValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def parse_duration(text: str) -> int:
+    """Seconds from ``90s``, ``15m``, ``12h``, ``1d`` or ``2w``."""
+    match = re.fullmatch(r"([0-9]{1,9})\s?([smhdw])", text.strip().lower())
+    if match is None:
+        raise errors.InvalidValueError(
+            f"{text[:40]!r} is no length of time: write a number and s, m, h, d or w, as in 1d"
+        )
+    return int(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise errors.InvalidValueError(f"a text that is not empty, not {value!r}")
+    return value
+
+
+def _path(value: Any) -> str:
+    path = _text(value)
+    if not path.startswith("/"):
+        raise errors.InvalidValueError(f"an absolute path, not {path[:140]!r}")
+    return os.path.normpath(path)
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_SIZE:
+        raise errors.InvalidValueError(f"a whole number of bytes, not {value!r}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise errors.InvalidValueError(f"true or false, not {value!r}")
+    return value
+
+
+def _check_every(value: Any) -> int:
+    seconds = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if seconds is None:
+        seconds = parse_duration(_text(value))
+    if not MIN_CHECK_EVERY_SECONDS <= seconds <= MAX_CHECK_EVERY_SECONDS:
+        raise errors.InvalidValueError(f"between 1m and 366d, not {value!r}")
+    return seconds
+
+
+def _headers(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > MAX_HEADERS:
+        raise errors.InvalidValueError(f"a list of at most {MAX_HEADERS} lines 'Name: value'")
+    for number, line in enumerate(value, 1):
+        # The line itself is not said: it may be a secret.
+        if not isinstance(line, str) or _HEADER.fullmatch(line) is None:
+            raise errors.InvalidValueError(f"number {number} is no line 'Name: value'")
+    return tuple(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Digest):
+        return str(value)
+    if isinstance(value, ImageFormat):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
+
+
+_READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "source": _text,
+    "format": lambda value: ImageFormat.parse(_text(value)),
+    "checksum": lambda value: Digest.parse(_text(value)),
+    "checksum_url": _text,
+    "unpacked_checksum": lambda value: Digest.parse(_text(value)),
+    "signature": _text,
+    "keyring": _path,
+    "file": _text,
+    "size": _whole,
+    "unverified": _flag,
+    "check_every": _check_every,
+    "headers": _headers,
+    "headers_file": _path,
+    "netrc_file": _path,
+    "token_file": _path,
+    "client_cert": _path,
+    "client_key": _path,
+    "ca_file": _path,
+}
+_ACCESS_KEYS: Final = tuple(field.name for field in dataclasses.fields(Access))
