@@ -219,4 +219,7 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "client_key": _path,
     "ca_file": _path,
 }
+# All keys of the plain form.
+PLAIN_KEYS: Final = tuple(_READERS)
+
 _ACCESS_KEYS: Final = tuple(field.name for field in dataclasses.fields(Access))

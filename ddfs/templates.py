@@ -223,11 +223,7 @@ class Templates:
         declared = registration.declaration
         async with self._change(name):
             manifest = await source.resolve(
-                declared.source,
-                checksum=declared.checksum,
-                documents=self._documents,
-                location=self._location,
-                file=declared.file,
+                declared, documents=self._documents, location=self._location
             )
             existing = self._by_name.get(name)
             if existing is not None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ddfs import config, errors
+from ddfs import config, errors, source
 from ddfs.cli.fetch_request import FetchRequest
-from ddfs.cli.resolving import resolve
 from ddfs.fetch.events import FetchEvent, MirrorBlamed, MirrorFailed
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 from ddfs.fetch.transport import Transport
@@ -72,8 +71,8 @@ async def _fetch(request: FetchRequest) -> None:
     async with Transport() as transport:
         transport.pacer.change(limit or None, None)
         transport.turns.change(settings.network.connections_per_host)
-        manifest = await resolve(
-            transport, request.source, request.checksum, request.file, location
+        manifest = await source.resolve(
+            request.declaration(), documents=transport, location=location
         )
         destination = destination_of(request.output, manifest.name)
         refuse_taken(destination)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ddfs.declaration import PLAIN_KEYS, Declaration
+
 # The options of `ddfs fetch` that take a value, and those that do not, by their field.
 VALUES: Final = {
     "-o": "output",
@@ -37,6 +39,11 @@ class FetchRequest:
     config: str | None = None
     limit_rate: str | None = None
     seeds: tuple[str, ...] = ()
+
+    def declaration(self) -> Declaration:
+        """What it says about the source; :class:`~ddfs.errors.InvalidValueError`."""
+        given = {key: getattr(self, key, None) for key in PLAIN_KEYS}
+        return Declaration.from_plain(given)
 
 
 def parse(arguments: Sequence[str]) -> FetchRequest | None:

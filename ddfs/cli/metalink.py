@@ -67,9 +67,11 @@ def show(
     import trio
 
     from ddfs.cli.resolving import resolve_once
+    from ddfs.declaration import Declaration
 
     location = session_of(context).settings.network.location
-    manifest = trio.run(resolve_once, source, checksum, file, location)
+    declared = {"source": source, "checksum": checksum, "file": file}
+    manifest = trio.run(resolve_once, Declaration.from_plain(declared), location)
     if as_json:
         output.print_json(_described(manifest))
         return

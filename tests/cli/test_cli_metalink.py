@@ -86,4 +86,4 @@ def test_show_refuses(ddfs: Ddfs, image: Path, tmp_path: Path) -> None:
         assert (done.code, done.out) == (code, "")
         assert done.err.count("\n") == 1
     done = ddfs("metalink", "show", str(page), "--checksum", "crc:12")
-    assert done.err.startswith("ddfs: 'crc:12' is no checksum: write ALG:HEX")
+    assert done.err.startswith("ddfs: checksum: 'crc:12' is no checksum: write ALG:HEX")

@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from ddfs import errors, source
+from ddfs.declaration import Declaration
 from ddfs.metalink import limits, write
 from ddfs.model import (
     HEAD_LENGTH,
@@ -108,7 +109,8 @@ def text(described: Manifest) -> bytes:
 async def resolve(
     address: str, web: Web, *, checksum: Digest | None = None, file: str | None = None
 ) -> Manifest:
-    return await source.resolve(address, checksum=checksum, documents=web, location="de", file=file)
+    declared = Declaration(address, checksum=checksum, file=file)
+    return await source.resolve(declared, documents=web, location="de")
 
 
 async def test_a_metalink_by_its_suffix_costs_one_request():
