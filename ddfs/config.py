@@ -31,10 +31,28 @@ MIN_BANDWIDTH: Final = 64 * 1024
 # More than any link has; beyond it a number is a mistake.
 MAX_BANDWIDTH: Final = 2**50
 
+# More than file systems hold (ext4 and XFS end at 1 and 8 EiB); beyond it a number is a mistake.
+MAX_AMOUNT: Final = 2**63
+
 # Each fetch is a thread and a buffer of a MiB for every mirror that it uses.
 MAX_FETCHES_AT_ONCE: Final = 1000
 # The threads that receive, over all fetches, are no more.
 MAX_CONNECTIONS_PER_HOST: Final = 256
+
+
+@dataclass(frozen=True)
+class Amount:
+    """An amount of disk: so many bytes, or so much of a file system. One of both is 0."""
+
+    bytes: int = 0
+    percent: float = 0.0
+
+    def of(self, total: int) -> int:
+        """In bytes, on a file system of *total* bytes."""
+        return self.bytes + int(total * self.percent / 100)
+
+    def __str__(self) -> str:
+        return f"{self.percent:g}%" if self.percent else str(self.bytes)
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,10 @@ class PrimarySettings:
 
     path: Path | None = None
     pool: str | None = None
+    # What all files of ddfs in it may take together; None is no limit.
+    quota: Amount | None = None
+    # What stays free on its file system, whoever else fills it; None is a little.
+    keep_free: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -168,10 +190,11 @@ def parse(document: Mapping[str, Any]) -> Settings:
 
 def _primary(table: _Table) -> PrimarySettings:
     path, pool = table.optional_path("path"), table.text("pool", None)
+    quota, keep_free = table.amount("quota"), table.amount("keep_free")
     table.refuse_unknown()
     if (path is None) == (pool is None):
         raise errors.ConfigError(f"{table.name}: give either path or pool")
-    return PrimarySettings(path, pool)
+    return PrimarySettings(path, pool, quota, keep_free)
 
 
 def _gate(table: _Table) -> GateSettings:
@@ -239,6 +262,36 @@ def parse_bandwidth(text: str) -> int:
     prefix, suffix = match[2].upper(), (match[3] or "").upper()
     unit = _DECIMAL[prefix] if prefix and suffix == "B" else _UNITS[prefix]
     return validate_bandwidth(float(match[1]) * unit)
+
+
+def parse_amount(text: str) -> Amount:
+    """From ``200GiB``, ``1.5T`` (binary), ``200GB`` (decimal), a plain number of bytes, or
+    ``80%`` of the file system. Raises :class:`errors.InvalidValueError`.
+    """
+    match = re.fullmatch(
+        r"(\d{1,18}(?:\.\d{1,9})?)\s?(?:(%)|([KMGT]?)(I?B)?)",
+        text.strip(),
+        re.IGNORECASE | re.ASCII,
+    )
+    if match is None:
+        raise errors.InvalidValueError(
+            f"{text[:40]!r} is no amount of disk: write it as 200GiB, or as 80% of the file system"
+        )
+    number = float(match[1])
+    if match[2]:
+        if number > 100:
+            raise errors.InvalidValueError(f"{text[:40]!r} is more than the file system has")
+        return Amount(percent=number)
+    prefix, suffix = match[3].upper(), (match[4] or "").upper()
+    unit = _DECIMAL[prefix] if prefix and suffix == "B" else _UNITS[prefix]
+    return validate_amount(number * unit)
+
+
+def validate_amount(value: float) -> Amount:
+    """*value* bytes, if a disk may have so many."""
+    if not 0 <= value <= MAX_AMOUNT:
+        raise errors.InvalidValueError(f"{value:.15g} bytes cannot be")
+    return Amount(int(value))
 
 
 def validate_bandwidth(value: float) -> int:
@@ -316,6 +369,15 @@ class _Table:
             if isinstance(value, str):
                 return parse_bandwidth(value)
             return validate_bandwidth(value or 0)
+        except errors.InvalidValueError as error:
+            raise errors.ConfigError(f"{self._full(key)}: {error}") from None
+
+    def amount(self, key: str) -> Amount | None:
+        value = self._take(key, (int, float, str), 'an amount of disk, like "200GiB" or "80%"')
+        try:
+            if isinstance(value, str):
+                return parse_amount(value)
+            return None if value is None else validate_amount(value)
         except errors.InvalidValueError as error:
             raise errors.ConfigError(f"{self._full(key)}: {error}") from None
 

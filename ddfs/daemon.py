@@ -77,7 +77,13 @@ async def _serve(settings: Settings) -> None:
     primary_name, primary_path = _primary_path(settings)
     with ExitStack() as stack:
         stack.enter_context(_locked(settings.state_dir))
-        storage = DirectoryStorage(primary_name, primary_path)
+        limits = settings.primary[primary_name]
+        storage = DirectoryStorage(
+            primary_name,
+            primary_path,
+            quota=limits.quota.of if limits.quota else None,
+            keep_free=limits.keep_free.of if limits.keep_free else None,
+        )
         await trio.to_thread.run_sync(storage.prepare)
         stack.callback(storage.close)
         catalogue = await trio.to_thread.run_sync(Catalogue.open, settings.state_dir)

@@ -162,10 +162,17 @@ class HostError(DdfsError):
 
 
 class StorageFullError(HostError):
-    """There is no room for what was asked, counting what is reserved for others."""
+    """There is no room for what was asked, counting what is reserved for others.
+
+    ``missing`` is how many bytes more would do, 0 where nobody knows.
+    """
 
     errno = _errno.ENOSPC
     http_status = 507
+
+    def __init__(self, message: str, missing: int = 0) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class StorageError(HostError):

@@ -51,6 +51,10 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
         ("[primary.default]", "either path or pool"),
         ('[primary.default]\npath = "/a"\npool = "b"', "either path or pool"),
         ('[primary.other]\npath = "/a"', "primary"),
+        ('[primary.default]\npath = "/a"\nquota = "lots"', "primary.default.quota: 'lots' is no"),
+        ('[primary.default]\npath = "/a"\nquota = "101%"', "primary.default.quota: '101%' is more"),
+        ('[primary.default]\npath = "/a"\nkeep_free = -1', "primary.default.keep_free: -1 bytes"),
+        ('[primary.default]\npath = "/a"\nkeep_free = true', "primary.default.keep_free"),
         ('[network]\nlocation = "germany"', "network.location"),
         ('[network]\nallow_networks = "10.0.0.0/8"', "network.allow_networks"),
         ("[network]\nallow_networks = [3]", "network.allow_networks"),
@@ -115,3 +119,28 @@ def test_a_bandwidth_has_a_unit(text: str, expected: int) -> None:
 def test_what_is_no_bandwidth_is_refused(text: str) -> None:
     with pytest.raises(errors.InvalidValueError, match="is no bandwidth"):
         config.parse_bandwidth(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", config.Amount(0)),
+        ("200GiB", config.Amount(200 * 1024**3)),
+        ("1.5T", config.Amount(3 * 512 * 1024**3)),
+        ("10 GB", config.Amount(10 * 10**9)),
+        ("80%", config.Amount(percent=80.0)),
+        ("0.5 %", config.Amount(percent=0.5)),
+    ],
+)
+def test_an_amount_of_disk_is_bytes_or_a_share(text: str, expected: config.Amount) -> None:
+    assert config.parse_amount(text) == expected
+    settings = config.parse({"primary": {"default": {"path": "/a", "quota": text}}})
+    assert settings.primary["default"].quota == expected
+
+
+def test_an_amount_is_of_the_whole_file_system() -> None:
+    assert config.parse_amount("25%").of(1000) == 250
+    assert config.parse_amount("700").of(1000) == 700
+    assert config.parse({"primary": {"default": {"path": "/a", "keep_free": 5}}}).primary[
+        "default"
+    ].keep_free == config.Amount(5)

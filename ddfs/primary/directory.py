@@ -14,14 +14,14 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from ddfs import errors
 from ddfs.model import MiB, PublishedFile
 from ddfs.primary import kernel, publish
-from ddfs.primary.room import Ledger
+from ddfs.primary.room import Ledger, Room
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +45,26 @@ class DirectoryStorage:
     :class:`errors.StorageError`, and :class:`errors.StorageFullError` when the disk is full.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        *,
+        quota: Callable[[int], int] | None = None,
+        keep_free: Callable[[int], int] | None = None,
+    ) -> None:
+        """*quota* and *keep_free* get the size of the file system; both sides are bytes."""
         self.name = name
         self.path = path
+        self._quota = quota
+        self._keep_free = keep_free
         self._partial_dir: Path | None = None
         self._device = -1
         self._lock_fd = -1
         self._room = Ledger()
         self._room_lock = threading.Lock()
+        # What published files take, by path: they count against the quota.
+        self._taken: dict[str, int] = {}
 
     @property
     def partial_dir(self) -> Path:
@@ -109,7 +121,9 @@ class DirectoryStorage:
         ):
             raise ValueError(f"{partial} is not in {self.partial_dir}")
         with self._translated(f"cannot publish {name}"):
-            return publish.Publication(partial, self.path / _file_name(name)).run()
+            published = publish.Publication(partial, self.path / _file_name(name)).run()
+        self._count(published, partial)
+        return published
 
     def finish_publishing(self, content_id: str) -> PublishedFile | None:
         """Finish a ``publish`` that a crash cut off when the name was there already.
@@ -118,7 +132,10 @@ class DirectoryStorage:
         """
         partial = self.partial_path(content_id)
         with self._translated("cannot finish publishing"):
-            return publish.finish(partial)
+            published = publish.finish(partial)
+        if published is not None:
+            self._count(published, partial)
+        return published
 
     def adopt(self, name: str) -> PublishedFile:
         """Protect the file *name* as ``publish`` does; the caller has verified its bytes.
@@ -126,7 +143,9 @@ class DirectoryStorage:
         Raises :class:`errors.StorageError` when it is no regular file (any more).
         """
         with self._translated(f"cannot protect {name}"):
-            return publish.protect(self.path / _file_name(name))
+            published = publish.protect(self.path / _file_name(name))
+        self._count(published)
+        return published
 
     def discard(self, content_id: str) -> None:
         """Remove the partial file, the journal and the publishing mark; none there is fine."""
@@ -151,18 +170,25 @@ class DirectoryStorage:
 
         Inode, size and mtime; the device must be the one of then or the storage's of now,
         since device numbers change at a reboot. Owner and ctime are libvirt's to change.
+        One that is intact counts against the quota from now on, one that is not does no more.
         """
         found = self.identify(Path(published.path))
-        return (
+        is_intact = (
             found is not None
             and publish.is_same_file(found, published)
             and found.device in (published.device, self._device)
         )
+        if is_intact:
+            self._count(published)
+        else:
+            self._count_no_more(published)
+        return is_intact
 
     def purge(self, published: PublishedFile) -> None:
         """Delete *published*; gone already is fine, another file in its place is refused."""
         path = Path(published.path)
         if self.identify(path) is None and not os.path.lexists(path):
+            self._count_no_more(published)
             return
         if not self.is_intact(published):
             raise errors.StorageError(
@@ -171,6 +197,7 @@ class DirectoryStorage:
         with self._translated(f"cannot delete {path}"):
             _unlink_immutable(path)
             kernel.sync_directory(path.parent)
+        self._count_no_more(published)
 
     # Room
 
@@ -184,15 +211,31 @@ class DirectoryStorage:
             for other in {*self._room.contents(), content_id}:
                 self._room.note_written(other, self._allocated(other))
             written = self._allocated(content_id)
-            total, free = self.figures()
-            missing = self._room.missing(content_id, length, written, total, free)
+            self._refuse_without_room(content_id, length, written)
+            self._room.promise(content_id, length, written)
+
+    def _refuse_without_room(self, content_id: str, length: int, written: int) -> None:
+        total, free = self.figures()
+        if self._quota is not None:
+            held, quota = self._held(besides=content_id), self._quota(total)
+            missing = self._room.over_quota(content_id, length, written, held, quota)
             if missing:
                 raise errors.StorageFullError(
-                    f"{self.path}: {_megabytes(missing)} more are needed ({_megabytes(length)} in "
-                    f"all, {_megabytes(free)} free, {_megabytes(self._room.outstanding())} of them "
-                    "promised to other fetches); free some room, then try again"
+                    f"{self.path}: {_megabytes(missing)} more would be over the quota of "
+                    f"{_megabytes(quota)} ({_megabytes(length)} in all); free some with ddfs gc, "
+                    f"or raise primary.{self.name}.quota",
+                    missing,
                 )
-            self._room.promise(content_id, length, written)
+        keep_free = self._keep_free(total) if self._keep_free is not None else 0
+        missing = self._room.missing(content_id, length, written, total, free, keep_free=keep_free)
+        if missing:
+            kept = f", {_megabytes(keep_free)} of them kept free" if keep_free else ""
+            raise errors.StorageFullError(
+                f"{self.path}: {_megabytes(missing)} more are needed ({_megabytes(length)} in "
+                f"all, {_megabytes(free)} free, {_megabytes(self._room.outstanding())} of them "
+                f"promised to other fetches{kept}); free some room, then try again",
+                missing,
+            )
 
     def note_written(self, content_id: str, length: int) -> None:
         """*length* bytes of the partial file are written, those of earlier runs included.
@@ -213,6 +256,59 @@ class DirectoryStorage:
         with self._translated("cannot ask for free room"):
             answer = os.statvfs(self.path)
         return answer.f_blocks * answer.f_frsize, answer.f_bavail * answer.f_frsize
+
+    def room(self) -> Room:
+        """How full it is, by its own limits."""
+        total, free = self.figures()
+        with self._room_lock:
+            held = self._held() + self._room.promised()
+        return Room(
+            total,
+            free,
+            held,
+            self._quota(total) if self._quota is not None else None,
+            self._keep_free(total) if self._keep_free is not None else 0,
+        )
+
+    def leftovers(self) -> dict[str, int]:
+        """The contents of which there is partial data that no fetch works on, with its bytes."""
+        with self._room_lock, self._translated("cannot look at partial files"):
+            return self._leftovers()
+
+    def _leftovers(self) -> dict[str, int]:
+        promised = {self.partial_path(content_id).name for content_id in self._room.contents()}
+        found = {}
+        for entry in os.scandir(self.partial_dir):
+            stem, suffix = os.path.splitext(entry.name)
+            content_id = _content_id(stem)
+            if suffix != _PARTIAL_SUFFIX or entry.name in promised or content_id is None:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                found[content_id] = entry.stat(follow_symlinks=False).st_blocks * 512
+        return found
+
+    def _held(self, besides: str = "") -> int:
+        """What files of ours take that no promise is for, and that are not of *besides*."""
+        with self._translated("cannot look at partial files"):
+            leftovers = self._leftovers()
+        leftovers.pop(besides, None)
+        return sum(self._taken.values()) + sum(leftovers.values())
+
+    def _count(self, published: PublishedFile, partial: Path | None = None) -> None:
+        """*published* is ours; what was promised to *partial* is used up."""
+        try:
+            taken = os.lstat(published.path).st_blocks * 512
+        except OSError:
+            taken = published.size
+        with self._room_lock:
+            self._taken[published.path] = taken
+            for content_id in self._room.contents():
+                if self.partial_path(content_id) == partial:
+                    self._room.release(content_id)
+
+    def _count_no_more(self, published: PublishedFile) -> None:
+        with self._room_lock:
+            self._taken.pop(published.path, None)
 
     def _allocated(self, content_id: str) -> int:
         with self._translated("cannot look at a partial file"):
@@ -327,6 +423,13 @@ def _stem(content_id: str) -> str:
     if match is None:
         raise ValueError(f"not a content id: {content_id[:140]!r}")
     return f"{match[1]}-{match[2]}"
+
+
+def _content_id(stem: str) -> str | None:
+    """The content whose files begin with *stem*, None for a name that is not ours."""
+    algorithm, _, value = stem.rpartition("-")
+    content_id = f"{algorithm}:{value}"
+    return content_id if _CONTENT_ID.fullmatch(content_id) else None
 
 
 def _file_name(name: str) -> str:

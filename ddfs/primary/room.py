@@ -24,6 +24,19 @@ def spare_bytes(total: int) -> int:
     return min(SPARE_MAX, total // SPARE_SHARE)
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How full a storage is, in bytes: its file system's size and what is free there; what
+    files of ddfs take or are promised; the limits, None and 0 where there are none.
+    """
+
+    total: int
+    free: int
+    held: int
+    quota: int | None
+    keep_free: int
+
+
 @dataclass
 class _Promise:
     bytes: int
@@ -49,20 +62,43 @@ class Ledger:
         if promise is not None:
             promise.written = max(promise.written, written)
 
+    def promised(self) -> int:
+        """Bytes promised, written or not."""
+        return sum(max(p.bytes, p.written) for p in self._promises.values())
+
     def outstanding(self) -> int:
         """Bytes promised and not yet written."""
         return sum(max(0, p.bytes - p.written) for p in self._promises.values())
 
-    def missing(self, content_id: str, wanted: int, written: int, total: int, free: int) -> int:
-        """How many bytes are lacking for a promise of *wanted*, of which *written* are there.
+    def missing(
+        self,
+        content_id: str,
+        wanted: int,
+        written: int,
+        total: int,
+        free: int,
+        *,
+        keep_free: int = 0,
+    ) -> int:
+        """How many bytes the file system lacks for a promise of *wanted*, of which *written*
+        are there; *keep_free* bytes of it are nobody's.
 
         0 means that there is room. A promise that *content_id* holds already does not count
         against it.
         """
         mine = self._promises.get(content_id)
         others = self.outstanding() - (max(0, mine.bytes - mine.written) if mine else 0)
-        available = free - spare_bytes(total) - others
+        available = free - max(spare_bytes(total), keep_free) - others
         return max(0, max(0, wanted - written) - max(0, available))
+
+    def over_quota(self, content_id: str, wanted: int, written: int, held: int, quota: int) -> int:
+        """By how many bytes a promise of *wanted* would break *quota*.
+
+        *held* is what ddfs has in the storage beside the files that promises are for; those
+        count with what they are promised, or with what they have where that is more.
+        """
+        others = sum(max(p.bytes, p.written) for c, p in self._promises.items() if c != content_id)
+        return max(0, max(wanted, written) - max(0, quota - held - others))
 
     def promise(self, content_id: str, wanted: int, written: int) -> None:
         """Write the promise down, in place of an older one."""

@@ -30,6 +30,7 @@ from ddfs.spool import reading
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.ports import Heads, Inspector, Ledger, Storage
 from ddfs.spool.queue import Place
+from ddfs.spool.room import MakeRoom, reserve
 from ddfs.spool.seed import plant
 from ddfs.spool.verify import holds_all_digests
 
@@ -68,6 +69,8 @@ class Surroundings:
     transport: Transport
     location: str | None
     ledger_limiter: trio.CapacityLimiter
+    # None: nothing is ever deleted for a fetch.
+    make_room: MakeRoom | None = None
 
 
 class Fetch:
@@ -186,7 +189,7 @@ class Fetch:
         if adopted is not None:
             return adopted
         storage, content_id = self._with.storage, self.order.content_id
-        await trio.to_thread.run_sync(storage.reserve, content_id, self.order.size)
+        await reserve(storage, content_id, self.order.size, self._with.make_room)
         self._partial = await trio.to_thread.run_sync(
             PartialFile.open,
             storage.partial_path(content_id),

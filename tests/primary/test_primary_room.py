@@ -53,3 +53,34 @@ def test_room_promises_never_exceed_what_is_free(wishes, free):
         if ledger.missing(content, wanted, 0, total, free) == 0:
             ledger.promise(content, wanted, 0)
         assert ledger.outstanding() <= max(0, free - spare_bytes(total))
+
+
+def test_room_what_is_kept_free_is_nobodys():
+    ledger = Ledger()
+    assert ledger.missing("a", 60 * GiB, 0, 100 * GiB, 100 * GiB, keep_free=40 * GiB) == 0
+    assert ledger.missing("a", 61 * GiB, 0, 100 * GiB, 100 * GiB, keep_free=40 * GiB) == GiB
+    # Less than what is never promised anyway changes nothing.
+    assert ledger.missing("a", 100 * GiB, 0, 100 * GiB, 100 * GiB, keep_free=1) == SPARE_MAX
+
+
+def test_room_quota_counts_what_is_held_promised_and_written():
+    ledger = Ledger()
+    quota = 10 * GiB
+    assert ledger.over_quota("a", 6 * GiB, 0, 4 * GiB, quota) == 0
+    ledger.promise("a", 6 * GiB, 0)
+    assert ledger.over_quota("b", GiB, 0, 4 * GiB, quota) == GiB
+    # As much is promised, however far the fetch has come; asking again is no second time.
+    ledger.note_written("a", 5 * GiB)
+    assert ledger.over_quota("b", GiB, 0, 4 * GiB, quota) == GiB
+    assert ledger.over_quota("a", 6 * GiB, 5 * GiB, 4 * GiB, quota) == 0
+    # A partial file may have become larger than what was promised.
+    assert ledger.over_quota("b", 4 * GiB, 5 * GiB, 0, quota) == GiB
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), AMOUNT), max_size=20), AMOUNT, AMOUNT)
+def test_room_promises_never_exceed_the_quota(wishes, quota, held):
+    ledger = Ledger()
+    for content, wanted in wishes:
+        if ledger.over_quota(content, wanted, 0, held, quota) == 0:
+            ledger.promise(content, wanted, 0)
+        assert ledger.promised() <= max(0, quota - held)
