@@ -221,6 +221,50 @@ class Mirror:
     max_connections: int | None = None
 
 
+class PackingKind(enum.Enum):
+    """In what an image is packed; the value is the suffix that says so."""
+
+    GZIP = "gz"
+    BZIP2 = "bz2"
+    XZ = "xz"
+    ZSTD = "zst"
+    ZIP = "zip"
+
+    @classmethod
+    def of_name(cls, name: str) -> Self | None:
+        """The kind that the name of a file claims; None for what is not packed."""
+        stem, dot, suffix = name.rpartition(".")
+        known = next((kind for kind in cls if kind.value == suffix.lower()), None)
+        return known if stem and dot else None
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How an image is packed in the file that is downloaded, and what comes out of it.
+
+    ``member`` is the file in an archive, None for its only one. ``size`` is that of what
+    comes out, by the operator's word, the packed file's, or, once it was unpacked, proved;
+    None while nobody knows. ``checksum`` is what the operator says about what comes out,
+    ``sha256`` (in hexadecimal) what did; None before the first unpacking.
+    """
+
+    kind: PackingKind
+    member: str | None = None
+    size: int | None = None
+    checksum: Digest | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not 0 <= self.size <= MAX_SIZE:
+            raise ValueError(f"not a size: {self.size}")
+
+    @property
+    def digests(self) -> tuple[Digest, ...]:
+        """What is known of the bytes that come out, to verify them by."""
+        found = Digest(HashAlgorithm.SHA256, self.sha256) if self.sha256 else None
+        return tuple(digest for digest in (found, self.checksum) if digest is not None)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a source resolves to.
@@ -229,7 +273,8 @@ class Manifest:
     ``size`` is None until mirrors were asked. ``size_is_stated`` says that the document,
     not a mirror, gave it. ``digests`` go from strongest to weakest. ``mirrors`` stand in
     the order in which to try them, best first. ``notes`` are what the reader of the
-    document passed over and a person may want to know.
+    document passed over and a person may want to know. With ``packing``, all else is about
+    the packed file, which is what mirrors have and what is fetched.
     """
 
     name: str
@@ -239,6 +284,7 @@ class Manifest:
     mirrors: tuple[Mirror, ...]
     size_is_stated: bool = True
     notes: tuple[str, ...] = ()
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and not 0 <= self.size <= MAX_SIZE:
@@ -261,8 +307,18 @@ class Manifest:
 
         Two manifests with the same strongest digest are the same content. With piece
         hashes alone it is the SHA-256 over them and the size; without any hash there is
-        nothing to tell contents apart by, and that is refused.
+        nothing to tell contents apart by, and that is refused. What comes out of a packed
+        file is another content than the packed file: its hash is over how it comes about.
         """
+        if self.packing is None:
+            return self.download_id
+        packing = self.packing
+        how = (self.download_id, packing.kind.value, packing.member or "", packing.checksum or "")
+        return f"unpacked:{hashlib.sha256(' '.join(map(str, how)).encode()).hexdigest()}"
+
+    @cached_property
+    def download_id(self) -> str:
+        """Names the file that mirrors have, packed or not."""
         if self.digest is not None:
             return str(self.digest)
         if self.pieces is None:
@@ -278,8 +334,10 @@ class Manifest:
         """Whether a reader may have verified pieces before the whole file is here.
 
         It takes piece hashes, and a size that the document states: a mirror's word on the
-        size would otherwise decide what the file is.
+        size would otherwise decide what the file is. Never while it is packed.
         """
+        if self.packing is not None:
+            return False
         return self.pieces is not None and self.size_is_stated and self.size is not None
 
     @property

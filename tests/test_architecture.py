@@ -52,6 +52,7 @@ HOMES = {
     "httpx": {"fetch", "control"},
     "defusedxml": {"metalink", "virt"},
     "oslo_utils": {"image"},
+    "backports": {"image"},
     "fastapi": {"control"},
     "starlette": {"control"},
     "hypercorn": {"control"},
