@@ -8,6 +8,7 @@ window), and nothing here can call libvirt or wait for somebody who does.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,18 @@ QUIET_SECONDS: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class NeededFile:
-    """A file under the mount that a domain needs to start.
+    """A file under the mount that a domain needs to start, or one that it would write to.
 
     ``writable``: the domain would write to it. ``is_optional``: it starts without it.
+    ``device`` and ``inode`` say which file it is, where it lies elsewhere and may be a
+    published template.
     """
 
     path: str
     writable: bool = False
     is_optional: bool = False
+    device: int = 0
+    inode: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,9 @@ class Gate:
         """
         found: dict[int, Template] = {}
         for file in files:
+            if not self._is_under_mount(file.path):
+                self._refuse_published(file)
+                continue
             template = self._template_at(file.path)
             if template is None and file.is_optional:
                 continue
@@ -115,9 +123,28 @@ class Gate:
                     f"{file.path}: no such template; ddfs template list shows those there are"
                 )
             if file.writable:
-                raise _would_write(template, file.path)
+                raise _would_write(template, file.path, file.path)
             found[template.row] = template
         return list(found.values())
+
+    def published_at(self, path: str, device: int = 0, inode: int = 0) -> Template | None:
+        """The template whose published file that is, by its path or by which file it is."""
+        for template in self._templates.all():
+            published = self._templates.published(template)
+            if published is None:
+                continue
+            is_same = inode != 0 and (published.device, published.inode) == (device, inode)
+            if is_same or published.path == path:
+                return template
+        return None
+
+    def _refuse_published(self, file: NeededFile) -> None:
+        template = self.published_at(file.path, file.device, file.inode)
+        if template is not None and file.writable:
+            raise _would_write(template, file.path, str(self._directory / template.file_name))
+
+    def _is_under_mount(self, path: str) -> bool:
+        return self._directory.parent in Path(os.path.normpath(path)).parents
 
     def _template_at(self, path: str) -> Template | None:
         directory, _, name = os.path.normpath(path).rpartition("/")
@@ -169,11 +196,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _would_write(template: Template, path: str) -> errors.WritableTemplateError:
-    backing_format = "raw" if template.format.value in ("img", "iso") else template.format.value
-    backing_format = "vpc" if backing_format == "vhd" else backing_format
+def _would_write(template: Template, path: str, backing: str) -> errors.WritableTemplateError:
+    what = "a template" if path == backing else f"the template {template.file_name} itself"
     return errors.WritableTemplateError(
-        f"{template.file_name} is a template and must not be written to; make an overlay "
-        f"(qemu-img create -f qcow2 -F {backing_format} -b {path} OVERLAY.qcow2) and give the "
-        "domain that, or mark the disk <readonly/>"
+        f"{os.path.basename(path)} is {what} and must not be written to; make an overlay "
+        f"(qemu-img create -f qcow2 -F {template.format.qemu_name} -b {shlex.quote(backing)} "
+        "OVERLAY.qcow2) and give the domain that, or mark the disk <readonly/>"
     )

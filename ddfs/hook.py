@@ -44,6 +44,10 @@ _MAX_MESSAGE: Final = 2000
 # What QEMU calls the formats whose names in the pool end so.
 _QEMU_FORMATS: Final = {"qcow2": "qcow2", "vmdk": "vmdk", "vhd": "vpc", "vhdx": "vhdx"}
 
+# How published templates are called (ddfs.model.Template.published_name): all there is to know
+# one by while no daemon runs.
+_PUBLISHED_NAME: Final = re.compile(r"@[0-9a-f]{12}\.[a-z0-9]+$")
+
 # As in ddfs.config, which would take half of the hook's time to import; a test compares.
 ENVIRONMENT: Final = "DDFS_CONFIG"
 DEFAULT_SETTINGS: Final = "/etc/ddfs/ddfs.toml"
@@ -95,8 +99,8 @@ def _decide(domain: str, xml: bytes, environ: Mapping[str, str], pools: chain.Po
     """Return when *domain* may start; raises :class:`_RefusedError` otherwise."""
     option = environ.get(ENVIRONMENT) or None
     mountpoint, is_certain = likely_mountpoint(_read_settings(option or DEFAULT_SETTINGS))
-    files = chain.needed_files(xml, mountpoint, pools)
-    if is_certain and not files:
+    files, sealed = _concerning(xml, mountpoint, pools)
+    if is_certain and not files and not sealed:
         return
     from ddfs import config, errors
 
@@ -108,21 +112,38 @@ def _decide(domain: str, xml: bytes, environ: Mapping[str, str], pools: chain.Po
             raise _RefusedError(f"{error}; {domain} uses ddfs and cannot start before") from None
         return
     if str(settings.mountpoint) != mountpoint:
-        files = chain.needed_files(xml, str(settings.mountpoint), pools)
-    if files:
-        _decide_about(domain, files, settings)
+        files, sealed = _concerning(xml, str(settings.mountpoint), pools)
+    if files or sealed:
+        _decide_about(domain, files, sealed, settings)
+
+
+def _concerning(
+    xml: bytes, mountpoint: str, pools: chain.PoolTargets
+) -> tuple[Sequence[chain.DomainFile], Sequence[chain.SealedFile]]:
+    """The domain's files under the mountpoint, and those that may be published templates."""
+    mount = chain.Mountpoint(mountpoint)
+    everything = chain.domain_files(xml, mount, pools)
+    files = [file for file in everything if mount.holds(file.path)]
+    return files, chain.sealed_files(everything, mount)
 
 
 def _decide_about(
-    domain: str, files: Sequence[chain.DomainFile], settings: config.Settings
+    domain: str,
+    files: Sequence[chain.DomainFile],
+    sealed: Sequence[chain.SealedFile],
+    settings: config.Settings,
 ) -> None:
     for file in files:
         if file.writable:
             raise _RefusedError(_writable(domain, file))
     try:
-        allowed, message = _ask(settings, domain, files)
+        allowed, message = _ask(settings, domain, files, sealed)
     except _NoAnswerError as error:
-        _decide_alone(settings, files, str(error))
+        for found in sealed:
+            if _PUBLISHED_NAME.search(found.file.path):
+                raise _RefusedError(_writable(domain, found.file)) from None
+        if files:
+            _decide_alone(settings, files, str(error))
         return
     if not allowed:
         raise _RefusedError(message)
@@ -204,7 +225,10 @@ def _is_published(path: str) -> bool:
 
 
 def _ask(
-    settings: config.Settings, domain: str, files: Sequence[chain.DomainFile]
+    settings: config.Settings,
+    domain: str,
+    files: Sequence[chain.DomainFile],
+    sealed: Sequence[chain.SealedFile],
 ) -> tuple[bool, str]:
     """The daemon's answer to ``POST /gate``: whether *domain* may start, and why not.
 
@@ -212,13 +236,14 @@ def _ask(
     """
     import json
 
-    question = {
-        "domain": domain,
-        "files": [
-            {"path": file.path, "writable": file.writable, "optional": file.optional}
-            for file in files
-        ],
-    }
+    asked = [
+        {"path": file.path, "writable": file.writable, "optional": file.optional} for file in files
+    ]
+    asked += [
+        {"path": f.file.path, "writable": True, "device": f.device, "inode": f.inode}
+        for f in sealed
+    ]
+    question = {"domain": domain, "files": asked}
     deadline = time.monotonic() + settings.gate.wait + GRACE_SECONDS
     status, body = _post(settings.socket, "/gate", json.dumps(question).encode(), deadline)
     try:

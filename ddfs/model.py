@@ -371,6 +371,11 @@ class ImageFormat(enum.Enum):
             known = "qcow2, raw (img), iso, vmdk, vhd, vhdx"
             raise errors.InvalidValueError(f"unknown format {text!r}: use one of {known}") from None
 
+    @property
+    def qemu_name(self) -> str:
+        """What QEMU and libvirt call it."""
+        return {"img": "raw", "iso": "raw", "vhd": "vpc"}.get(self.value, self.value)
+
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 

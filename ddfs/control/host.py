@@ -309,7 +309,9 @@ class Host:
 
     async def gate(self, question: GateQuestion) -> GateAnswer:
         """Answer the hook."""
-        files = [NeededFile(f.path, f.writable, f.optional) for f in question.files]
+        files = [
+            NeededFile(f.path, f.writable, f.optional, f.device, f.inode) for f in question.files
+        ]
         verdict = await self._gate.ask(question.domain, files)
         if verdict.pending and self._start_later is not None:
             self._start_later(question.domain, verdict.pending)

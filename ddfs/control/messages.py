@@ -158,12 +158,16 @@ class ChangeLimits:
 class GateFile:
     """One file under the mount that a domain needs.
 
-    ``optional``: the domain starts without it where it is missing (startupPolicy).
+    ``optional``: the domain starts without it where it is missing (startupPolicy). A file
+    elsewhere that the domain would write to, and that may be a published template, comes
+    with ``device`` and ``inode`` as stat(2) has them.
     """
 
     path: str
     writable: bool = False
     optional: bool = False
+    device: int = 0
+    inode: int = 0
 
 
 @dataclass(frozen=True, slots=True)

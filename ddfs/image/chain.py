@@ -33,10 +33,13 @@ __all__ = [
     "Image",
     "Mountpoint",
     "PoolTargets",
+    "SealedFile",
     "backing_chain",
+    "chain_problems",
     "domain_files",
     "files_of_domain",
     "needed_files",
+    "sealed_files",
     "templates_under",
 ]
 
@@ -45,6 +48,8 @@ MAX_DEPTH: Final = 200
 
 # A json: name nests one object for each driver in QEMU's stack; real ones have two.
 _MAX_JSON_DEPTH: Final = 16
+
+_ANYBODY_WRITES: Final = 0o222
 
 
 class Image(NamedTuple):
@@ -55,6 +60,14 @@ class Image(NamedTuple):
     path: str
     format: str | None
     is_data: bool = False
+
+
+class SealedFile(NamedTuple):
+    """A file without any permission to write, its ``path`` without symlinks, and which it is."""
+
+    file: DomainFile
+    device: int
+    inode: int
 
 
 def backing_chain(path: str, declared_format: str | None, *, under: str) -> tuple[Image, ...]:
@@ -86,6 +99,44 @@ def domain_files(xml: bytes, mount: Mountpoint, pools: PoolTargets) -> tuple[Dom
         for index, image in enumerate(images):
             found[_file_of(image, index, layer.file, mount)] = None
     return tuple(found)
+
+
+def sealed_files(files: Iterable[DomainFile], mount: Mountpoint) -> tuple[SealedFile, ...]:
+    """Those of *files* that the domain would write to and that nobody may write.
+
+    A published template is such a file (mode 0444), under whatever name; so is much else,
+    and only the daemon knows which. What lies under the mountpoint is none.
+    """
+    found = (_sealed(file, mount) for file in files if file.writable)
+    return tuple(file for file in found if file is not None)
+
+
+def _sealed(file: DomainFile, mount: Mountpoint) -> SealedFile | None:
+    path = mount.resolve(file.path)
+    if mount.holds(path):
+        return None
+    try:
+        status = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & _ANYBODY_WRITES:
+        return None
+    return SealedFile(file._replace(path=path), status.st_dev, status.st_ino)
+
+
+def chain_problems(xml: bytes, mount: Mountpoint, pools: PoolTargets) -> tuple[str, ...]:
+    """Why chains of the domain cannot be made out, a line for each; libvirt refuses those.
+
+    Raises :class:`ChainError` for the XML alone.
+    """
+    problems = []
+    for layer in layers_of_domain(xml, pools):
+        if not layer.is_explicit_end:
+            try:
+                list(_walk(Image(layer.file.path, layer.format), mount))
+            except ChainError as error:
+                problems.append(f"{layer.file.target}: {error}")
+    return tuple(problems)
 
 
 def needed_files(xml: bytes, mountpoint: str, pools: PoolTargets) -> tuple[DomainFile, ...]:

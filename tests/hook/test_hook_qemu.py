@@ -265,6 +265,34 @@ def test_a_writable_template_is_refused_before_anybody_is_asked(host: Host) -> N
     assert "<readonly/>" in done.stderr
 
 
+def sealed(path: Path) -> Path:
+    path.write_bytes(b"")
+    path.chmod(0o444)
+    return path
+
+
+def test_a_writable_disk_that_may_be_a_published_template_is_asked_about(host: Host) -> None:
+    disk = sealed(host.root / "disk.img")
+    with daemon(host.socket, REFUSED) as requests:
+        assert host.run(domain(disk, options="")).returncode == 1
+        assert host.run(domain(disk)).returncode == 0, "read only"
+    (request,) = requests
+    status = disk.stat()
+    assert question(request)["files"] == [
+        {"path": str(disk), "writable": True, "device": status.st_dev, "inode": status.st_ino}
+    ]
+
+
+def test_without_a_daemon_only_what_is_called_as_published_templates_are_is_refused(
+    host: Host,
+) -> None:
+    assert host.run(domain(sealed(host.root / "disk.img"), options="")).returncode == 0
+    published = sealed(host.root / "debian-12@0123456789ab.qcow2")
+    done = host.run(domain(published, options=""))
+    assert done.returncode == 1
+    assert "make the disk <readonly/>" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [

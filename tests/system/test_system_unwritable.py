@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,43 @@ def test_a_writable_disk_that_is_a_template_is_refused(
     refused = libvirtd.virsh("start", "vm1", check=False)
     assert refused.returncode != 0
     assert "qemu-img create -f qcow2" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["published", "link", "pool volume", "daemon down"])
+def test_a_writable_disk_that_is_the_published_file_is_refused(
+    published: Path, host: Host, libvirtd: Libvirtd, name: str
+) -> None:
+    disk = Disk(published)
+    if name == "link":
+        link = host.vms / "an 'ordinary' disk.qcow2"
+        link.symlink_to(published)
+        disk = Disk(link)
+    if name == "daemon down":
+        host.stop()
+    xml = Domain("vm1", (disk,)).xml
+    if name == "pool volume":
+        libvirtd.virsh("pool-create-as", "images", "dir", "--target", published.parent)
+        source = f"<source pool='images' volume='{published.name}'/>"
+        xml = xml.replace("<disk type='file'", "<disk type='volume'")
+        xml = xml.replace(f'<source file="{published}"/>', source)
+    (host.vms / "vm1.xml").write_text(xml)
+    libvirtd.virsh("define", host.vms / "vm1.xml")
+    refused = libvirtd.virsh("start", "vm1", check=False)
+    assert refused.returncode != 0
+    assert "qemu-img create -f qcow2" in refused.stderr
+    if name == "daemon down":
+        host.serve()
+
+
+def test_any_other_disk_without_permission_to_write_is_none_of_ours(
+    published: Path, host: Host, libvirtd: Libvirtd, small: Published
+) -> None:
+    disk = host.vms / "plain.qcow2"
+    shutil.copyfile(small.image, disk)
+    disk.chmod(0o444)
+    libvirtd.define(Domain("vm1", (Disk(disk),)), host.vms)
+    refused = libvirtd.virsh("start", "vm1", check=False)
+    assert "template" not in refused.stderr
 
 
 def test_a_read_only_disk_that_is_a_template_starts(

@@ -6,10 +6,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 # Long enough for the fetch that qemu-img may start by it.
 OVERLAY_SECONDS: Final = 60
+
+BOOT_ORDER: Final = "<boot dev='hd'/><boot dev='cdrom'/>"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Domain:
     serial: Path | None = None
     memory_mib: int = 64
     hypervisor: str = "qemu"
+    # More elements for <os> and <devices>.
+    boot: str = ""
+    devices: str = ""
 
     @property
     def xml(self) -> str:
@@ -56,12 +61,12 @@ class Domain:
             else ""
         )
         return (
-            f"<domain type='{self.hypervisor}'><name>{self.name}</name>"
+            f"<domain type='{self.hypervisor}'><name>{escape(self.name)}</name>"
             f"<memory unit='MiB'>{self.memory_mib}</memory>"
             "<os><type arch='x86_64' machine='q35'>hvm</type>"
-            "<boot dev='hd'/><boot dev='cdrom'/></os>"
+            f"{self.boot or BOOT_ORDER}</os>"
             "<features><acpi/></features>"
-            f"<devices>{disks}{serial}<controller type='usb' model='none'/>"
+            f"<devices>{disks}{self.devices}{serial}<controller type='usb' model='none'/>"
             "<memballoon model='none'/></devices></domain>"
         )
 

@@ -55,10 +55,25 @@ class Site:
     ) -> Published:
         """A bootable qcow2 called ``NAME.qcow2``; the *liars* serve other bytes than the rest."""
         line = f"This is {name}."
-        folder = self.directory / "images"
-        folder.mkdir(exist_ok=True)
-        image = bootimage.write_qcow2(folder / f"{name}.qcow2", line, size, seed=seed)
-        document = self.documents.root / f"{name}.meta4"
+        image = bootimage.write_qcow2(self._folder() / f"{name}.qcow2", line, size, seed=seed)
+        return self.publish_file(image, line, piece_length=piece_length, liars=liars)
+
+    def publish_raw(self, name: str, *, size: int = 16 * MIB, seed: int = 1) -> Published:
+        """The same as a raw disk called ``NAME.img``, which may as well be a cdrom's medium."""
+        line = f"This is {name}."
+        image = bootimage.write_raw(self._folder() / f"{name}.img", line, size, seed=seed)
+        return self.publish_file(image, line)
+
+    def publish_file(
+        self,
+        image: Path,
+        line: str = "",
+        *,
+        piece_length: int | None = MIB,
+        liars: Sequence[Mirror] = (),
+    ) -> Published:
+        """Any file of the scratch directory; *line* is what it prints when it is booted."""
+        document = self.documents.root / f"{image.stem}.meta4"
         urls = [mirror.url(image.name) for mirror in self.mirrors]
         write_metalink(document, image, urls, piece_length=piece_length)
         for mirror in self.mirrors:
@@ -69,6 +84,11 @@ class Site:
                 copy.hardlink_to(image)
         source = self.documents.url(document.name)
         return Published(image, source, sha256_of(image), line, self.mirrors)
+
+    def _folder(self) -> Path:
+        folder = self.directory / "images"
+        folder.mkdir(exist_ok=True)
+        return folder
 
 
 def _write_lie(copy: Path, image: Path, liar: str) -> None:
