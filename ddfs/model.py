@@ -390,10 +390,30 @@ def validate_template_name(name: str) -> str:
     return name
 
 
+# A version's number, as it stands behind the name; enough for one an hour for ever.
+_VERSIONED = re.compile(r"([^@]*)@([1-9][0-9]{0,8})")
+
+
+def split_version(name: str) -> tuple[str, int | None]:
+    """``NAME@N`` as NAME and N; any other text as itself and None."""
+    match = _VERSIONED.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def version_name(family: str, number: int) -> str:
+    """What version *number* of *family* is called: the first one has the plain name.
+
+    An operator's names have no ``@``, so that no version can take the name of a template.
+    """
+    return family if number == 1 else f"{family}@{number}"
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """A name bound for ever to one content.
 
+    The first version of a family ``debian-12`` is called so, the later ones ``debian-12@2``
+    and on; only they have an ``@`` in their names.
     ``row`` never comes back after removal, so that what derives from it (the inode
     numbers) does not either. ``head_is_verified``: its head was hashed and inspected at
     registering. ``is_readable_early`` as in :class:`Manifest`.
@@ -411,7 +431,25 @@ class Template:
     is_readable_early: bool
 
     def __post_init__(self) -> None:
-        validate_template_name(self.name)
+        family, number = split_version(self.name)
+        validate_template_name(family)
+        if number == 1:
+            raise errors.InvalidValueError(f"{self.name!r}: the first version is called {family!r}")
+
+    @property
+    def family(self) -> str:
+        """The name that all its versions share."""
+        return split_version(self.name)[0]
+
+    @property
+    def version(self) -> int:
+        """Its number in the family, from 1."""
+        return split_version(self.name)[1] or 1
+
+    @property
+    def exact_name(self) -> str:
+        """What means this version and no other, also where a newer one is there."""
+        return f"{self.family}@{self.version}"
 
     @property
     def file_name(self) -> str:
@@ -420,8 +458,8 @@ class Template:
 
     @property
     def published_name(self) -> str:
-        """Its name in primary storage, ``NAME@DIGEST12.FORMAT``."""
-        return f"{self.name}@{self.content_id.rpartition(':')[2][:12]}.{self.format.value}"
+        """Its name in primary storage, ``FAMILY@DIGEST12.FORMAT``."""
+        return f"{self.family}@{self.content_id.rpartition(':')[2][:12]}.{self.format.value}"
 
 
 class SpoolState(enum.Enum):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddfs import config, errors
-from ddfs.model import ImageFormat
+from ddfs.model import ImageFormat, split_version
 
 if TYPE_CHECKING:
     from ddfs.control.client import Client
@@ -45,7 +45,8 @@ class Session:
     def template_name(self, text: str) -> str:
         """The name of the template that *text* means.
 
-        *text* is ``NAME``, ``NAME.FORMAT`` or a path in the mount. A name may itself end in
+        *text* is ``NAME`` (the newest version), ``NAME@N`` (that one), or means exactly one
+        by its file: ``NAME.FORMAT`` or a path in the mount. A name may itself end in
         the suffix of a format, so that only the daemon knows: it is asked where that is so.
         Raises UnknownTemplateError when there is none, also when only the format differs, and
         InvalidValueError when two are meant: one by its name, one by its file's.
@@ -57,7 +58,7 @@ class Session:
         if _without_suffix(text) == text:
             return text
         named = self._template(text)
-        shown = self._template(_without_suffix(text))
+        shown = self._template(_exact(_without_suffix(text)))
         if shown is not None and shown.file_name != text:
             shown = None
         if named is not None and shown is not None:
@@ -68,14 +69,13 @@ class Session:
         found = named or shown
         if found is None:
             raise _unknown(text)
-        return found.name
+        return found.name if found.is_newest else found.exact_name
 
     def _name_of_file(self, file_name: str) -> str:
-        name = _without_suffix(file_name)
-        found = self._template(name)
+        found = self._template(_exact(_without_suffix(file_name)))
         if found is None or found.file_name != file_name:
             raise _unknown(file_name)
-        return name
+        return found.name if found.is_newest else found.exact_name
 
     def _template(self, name: str) -> TemplateStatus | None:
         try:
@@ -121,3 +121,8 @@ def _without_suffix(file_name: str) -> str:
     name, dot, suffix = file_name.rpartition(".")
     is_format = dot and name and suffix in {known.value for known in ImageFormat}
     return name if is_format else file_name
+
+
+def _exact(name: str) -> str:
+    """A file's name without its suffix as the name of that version: plain is the first."""
+    return name if split_version(name)[1] else f"{name}@1"

@@ -33,7 +33,7 @@ def wait(client: Templates, found: Sequence[TemplateStatus]) -> list[TemplateSta
 
     Whoever interrupts it is told that the fetches go on without them.
     """
-    names = [status.name for status in found]
+    names = [status.exact_name for status in found]
     looked = list(found)
     try:
         with _progress() as show:
@@ -43,7 +43,8 @@ def wait(client: Templates, found: Sequence[TemplateStatus]) -> list[TemplateSta
                 looked = client.templates(names)
                 show(looked)
     except KeyboardInterrupt:
-        line = f"ddfs: the fetch goes on; end it with: ddfs cancel {' '.join(names)}"
+        plain = " ".join(status.name for status in found)
+        line = f"ddfs: the fetch goes on; end it with: ddfs cancel {plain}"
         print(line, file=sys.stderr)
         raise
     return looked

@@ -163,7 +163,7 @@ class Host:
 
     def template(self, name: str) -> TemplateStatus:
         """One template."""
-        return self._status(self._templates.get(name))
+        return self._status(self._templates.newest(name))
 
     def _status(self, template: Template) -> TemplateStatus:
         holding = self._templates.holding(template)
@@ -187,6 +187,9 @@ class Host:
             added_at=template.added_at,
             head_is_verified=template.head_is_verified,
             readable_early=template.is_readable_early,
+            family=template.family,
+            version=template.version,
+            is_newest=template is self._templates.newest(template.family),
             mirrors=tuple(
                 MirrorStatus(
                     url=mirror.url,
@@ -215,14 +218,14 @@ class Host:
 
     async def remove_template(self, name: str, purge: bool) -> None:
         """Forget one that nothing uses."""
-        template = self._templates.get(name)
+        template = self._templates.newest(name)
         users = await self._users_of(template)
         if users:
             raise errors.TemplateInUseError(
                 f"{template.file_name} is used by {', '.join(sorted(users)[:5])}; "
                 "undefine that, or give it another disk, first"
             )
-        await self._templates.remove(name, purge=purge)
+        await self._templates.remove(template.name, purge=purge)
 
     async def _users_of(self, template: Template) -> set[str]:
         """The domains that have the template, or its published file, under a disk.
@@ -258,7 +261,7 @@ class Host:
 
     def prefetch(self, names: Sequence[str]) -> list[TemplateStatus]:
         """Start fetches by hand."""
-        wanted = [self._templates.get(name) for name in names]
+        wanted = [self._templates.newest(name) for name in names]
         for template in wanted:
             self._templates.demand(template, Demand.HAND)
         return [self._status(template) for template in wanted]
@@ -267,7 +270,7 @@ class Host:
         self, names: Sequence[str], seeds: Sequence[str]
     ) -> list[TemplateStatus]:
         """Start fetches by hand, with what *seeds* have of them."""
-        wanted = [self._templates.get(name) for name in names]
+        wanted = [self._templates.newest(name) for name in names]
         paths = [_absolute(seed) for seed in seeds]
         for path in paths:
             # A seed may be on a file system that does not answer.
@@ -286,7 +289,7 @@ class Host:
 
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
         """End fetches."""
-        wanted = [self._templates.get(name) for name in names]
+        wanted = [self._templates.newest(name) for name in names]
         for template in wanted:
             self._templates.cancel(template)
         return [self._status(template) for template in wanted]

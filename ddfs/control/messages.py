@@ -47,7 +47,9 @@ class TemplateStatus:
     its kind, if the daemon has not been restarted since), and ``retry_in`` in how many
     seconds the next demand may start a fetch again (None: at once). ``head_is_verified`` and
     ``is_readable_early`` are explained in :mod:`ddfs.model`; the latter is called
-    ``readable_early`` here.
+    ``readable_early`` here. ``family`` is the name without a version and ``version`` its
+    number, from 1; asked for without one, the newest answers. ``FAMILY@VERSION`` always means
+    this one.
     """
 
     name: str
@@ -70,6 +72,14 @@ class TemplateStatus:
     readable_early: bool
     mirrors: tuple[MirrorStatus, ...] = ()
     last_error_kind: str | None = None
+    family: str = ""
+    version: int = 1
+    is_newest: bool = True
+
+    @property
+    def exact_name(self) -> str:
+        """What means this version, also when there will be a newer one."""
+        return f"{self.family or self.name}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True)

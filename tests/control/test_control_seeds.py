@@ -48,7 +48,7 @@ class TwoTemplates:
 
     demanded: list[tuple[str, Demand, Sequence[Path]]] = field(default_factory=list)
 
-    def get(self, name: str) -> Template:
+    def newest(self, name: str) -> Template:
         return Template(
             1, name, ImageFormat.RAW, "sha-256:" + "ab" * 32, 9, None, "s", 0.0, True, True
         )

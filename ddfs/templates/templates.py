@@ -32,6 +32,7 @@ from ddfs.model import (
 from ddfs.spool.fetching import Order
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import HoldingStatus, Spool
+from ddfs.templates.index import Index
 
 log = logging.getLogger(__name__)
 
@@ -135,11 +136,7 @@ class Templates:
         self._limiter = ledger_limiter
         self._on_added = on_added
         self._on_removed = on_removed
-        self._by_name: dict[str, Template] = {}
-        self._by_file_name: dict[str, Template] = {}
-        self._by_row: dict[int, Template] = {}
-        self._in_order: tuple[Template, ...] | None = None
-        self._by_content: dict[str, list[Template]] = {}
+        self._index = Index()
         self._changing: dict[str, trio.Lock] = {}
 
     async def load(self) -> None:
@@ -147,56 +144,45 @@ class Templates:
         for template in await trio.to_thread.run_sync(
             self._catalogue.templates, limiter=self._limiter
         ):
-            self._remember(template)
-        for content_id, named in self._by_content.items():
-            if self._spool.was_interrupted(content_id):
-                self._spool.demand(order_for(named[0]))
-
-    def _remember(self, template: Template) -> None:
-        self._in_order = None
-        self._by_name[template.name] = template
-        self._by_file_name[template.file_name] = template
-        self._by_row[template.row] = template
-        self._by_content.setdefault(template.content_id, []).append(template)
-
-    def _forget(self, template: Template) -> None:
-        self._in_order = None
-        del self._by_name[template.name]
-        del self._by_file_name[template.file_name]
-        del self._by_row[template.row]
-        named = self._by_content[template.content_id]
-        named.remove(template)
-        if not named:
-            del self._by_content[template.content_id]
+            self._index.add(template)
+        for template in self.all():
+            if self._spool.was_interrupted(template.content_id):
+                self._spool.demand(order_for(template))
 
     # -- looking ---------------------------------------------------------------------------
 
     def all(self) -> Sequence[Template]:
         """All templates, in order of row."""
-        if self._in_order is None:
-            self._in_order = tuple(self._by_row[row] for row in sorted(self._by_row))
-        return self._in_order
+        return self._index.all()
 
     def get(self, name: str) -> Template:
-        """The template called *name*; :class:`errors.UnknownTemplateError`."""
-        template = self._by_name.get(name)
+        """The template called exactly *name*; :class:`errors.UnknownTemplateError`."""
+        template = self._index.by_name(name)
         if template is None:
             raise errors.UnknownTemplateError(
                 f"no template is called {name!r}; ddfs template list shows those there are"
             )
         return template
 
+    def newest(self, name: str) -> Template:
+        """The template that a person means by *name*: see :meth:`Index.newest`."""
+        return self._index.newest(name)
+
+    def versions(self, family: str) -> Sequence[Template]:
+        """All versions of a family, oldest first."""
+        return self._index.versions(family)
+
     def by_file_name(self, file_name: str) -> Template | None:
         """The template of that name in the pool."""
-        return self._by_file_name.get(file_name)
+        return self._index.by_file_name(file_name)
 
     def by_row(self, row: int) -> Template | None:
         """The template of that row."""
-        return self._by_row.get(row)
+        return self._index.by_row(row)
 
     def with_content(self, content_id: str) -> Sequence[Template]:
         """All names of one content."""
-        return tuple(self._by_content.get(content_id, ()))
+        return self._index.with_content(content_id)
 
     def holding(self, template: Template) -> HoldingStatus:
         """How far it is here."""
@@ -225,7 +211,7 @@ class Templates:
             manifest = await source.resolve(
                 declared, documents=self._documents, location=self._location
             )
-            existing = self._by_name.get(name)
+            existing = self._index.by_name(name)
             if existing is not None:
                 return _same_content(existing, manifest, registration)
             return await self._register(registration, manifest)
@@ -258,7 +244,7 @@ class Templates:
 
         with trio.CancelScope(shield=True):
             template = await trio.to_thread.run_sync(write_down, limiter=self._limiter)
-        self._remember(template)
+        self._index.add(template)
         for note in manifest.notes:
             log.warning("%s: %s", registration.name, note)
         log.info("%s: registered from %s", template.file_name, declared.source)
@@ -293,7 +279,7 @@ class Templates:
                 await trio.to_thread.run_sync(
                     self._catalogue.remove_template, name, limiter=self._limiter
                 )
-                self._forget(template)
+                self._index.remove(template)
                 self._on_removed(template)
                 if is_last:
                     await trio.to_thread.run_sync(self._heads.remove, template.content_id)
