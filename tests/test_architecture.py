@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ddfs"
 # direction. A room is a top-level module or package of ddfs.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "model": {"errors"},
+    "names": {"errors"},
+    "model": {"errors", "names"},
     "config": {"errors"},
     "declaration": {"errors", "model"},
     "metalink": {"errors", "model"},
@@ -20,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "fetch": {"errors", "model", "declaration"},
     "source": {"errors", "model", "declaration", "metalink"},
     "spool": {"errors", "model", "fetch"},
-    "templates": {"errors", "model", "declaration", "source", "spool"},
+    "templates": {"errors", "names", "model", "declaration", "source", "spool"},
     "limits": {"errors", "config", "fetch", "spool"},
     "gate": {"errors", "model", "spool", "templates"},
     "fuse": {"errors", "model", "spool", "templates"},
@@ -32,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "virt": {"errors", "model"},
     "hook": {"errors", "config", "image"},
     "cli": {
-        "errors", "model", "declaration", "config", "metalink", "fetch", "source", "spool",
+        "errors", "names", "model", "declaration", "config", "metalink", "fetch", "source", "spool",
         "control",
         "image", "daemon",
     },

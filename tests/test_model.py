@@ -18,8 +18,8 @@ from ddfs.model import (
     MiB,
     PieceMap,
     Template,
-    validate_template_name,
 )
+from ddfs.names import validate_template_name
 
 SHA = hashlib.sha256(b"x").hexdigest()
 

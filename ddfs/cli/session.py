@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddfs import config, errors
-from ddfs.model import ImageFormat, split_version
+from ddfs.model import ImageFormat
+from ddfs.names import split_version
 
 if TYPE_CHECKING:
     from ddfs.control.client import Client

@@ -13,6 +13,7 @@ from ddfs.cli import output, waiting
 from ddfs.cli.session import JsonOption, Session, complete_template, session_of
 from ddfs.cli.text import format_seconds, format_size
 from ddfs.control.messages import AddTemplate, TemplateStatus
+from ddfs.names import validate_template_name
 
 # How often `status --watch` looks.
 WATCH_SECONDS: Final = 1.0
@@ -65,7 +66,7 @@ def add(
 
     SOURCE is an address, or the path of a metalink that the daemon can read.
     """
-    model.validate_template_name(name)
+    validate_template_name(name)
     request = AddTemplate(name, _absolute(source), image_format, checksum, file)
     status = session_of(context).client.add_template(request)
     if as_json:

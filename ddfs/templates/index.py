@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ddfs import errors
-from ddfs.model import Template, split_version
+from ddfs.model import Template
+from ddfs.names import split_version
 
 
 class Index:

@@ -27,8 +27,8 @@ from ddfs.model import (
     PublishedFile,
     SpoolState,
     Template,
-    validate_template_name,
 )
+from ddfs.names import validate_template_name
 from ddfs.spool.fetching import Order
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import HoldingStatus, Spool
