@@ -48,6 +48,36 @@ class FetchedDocument:
     headers: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one server on the way to a file said. Header names are in lower case.
+
+    ``is_whole``: its body is, or would have been read as, the whole file.
+    """
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """What servers say of a file without sending it: its size, None where nobody says it."""
+
+    size: int | None
+    answers: tuple[Answer, ...]
+
+    @property
+    def validator(self) -> str:
+        """What changes when the file does: Last-Modified, or else the entity tag; or nothing.
+
+        The former is the same on every server behind one name, the latter often is not.
+        """
+        headers = self.answers[-1].headers if self.answers else {}
+        return headers.get("last-modified") or headers.get("etag") or ""
+
+
 class Documents:
     """Small requests. Each is independent; any number may run at once."""
 
@@ -105,30 +135,35 @@ class Documents:
 
     async def size_of(self, url: str) -> int:
         """See :meth:`transport.Transport.size_of`."""
+        look = await self.look_at(url)
+        if look.size is None:
+            raise errors.MirrorError(url, "does not say how large the file is")
+        return look.size
+
+    async def look_at(self, url: str) -> Look:
+        """See :meth:`transport.Transport.look_at`."""
         plain = {"Accept-Encoding": "identity"}
+        answers: list[Answer] = []
         async with self._translated(url):
-            async with self.respond("HEAD", url, plain) as response:
-                length = response.headers.get("content-length", "")
-                encoded = response.headers.get("content-encoding", "identity") != "identity"
-                if response.status_code == 200 and length.isdecimal() and not encoded:
-                    return int(length[:19])
+            async with self.respond("HEAD", url, plain, answers) as response:
+                size = _stated_length(response) if response.status_code == 200 else None
+                if size is not None:
+                    return Look(size, tuple(answers))
             # Some servers refuse HEAD, or have no length for it; a part names the total.
-            async with self.respond("GET", url, plain | {"Range": "bytes=0-0"}) as response:
+            answers.clear()
+            ranged = plain | {"Range": "bytes=0-0"}
+            async with self.respond("GET", url, ranged, answers) as response:
                 if response.status_code == 206:
                     parsed = parse_content_range(response.headers.get("content-range", ""))
-                    if parsed is not None and parsed[2] is not None:
-                        return parsed[2]
+                    size = parsed[2] if parsed is not None else None
                 elif response.status_code == 416:
                     # An empty file has no byte 0 (RFC 9110 section 14.4: "bytes */0").
                     if response.headers.get("content-range", "").strip() == "bytes */0":
-                        return 0
+                        size = 0
                 else:
                     _expect(response, url, 200)
-                    length = response.headers.get("content-length", "")
-                    encoded = response.headers.get("content-encoding", "identity") != "identity"
-                    if length.isdecimal() and not encoded:
-                        return int(length[:19])
-                raise errors.MirrorError(url, "does not say how large the file is")
+                    size = _stated_length(response)
+                return Look(size, tuple(answers))
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
         """See :meth:`transport.Transport.read_range`."""
@@ -155,9 +190,16 @@ class Documents:
 
     @asynccontextmanager
     async def respond(
-        self, method: str, url: str, headers: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        answers: list[Answer] | None = None,
     ) -> AsyncIterator[httpx.Response]:
-        """The response to a request, with redirects followed; its body is not read yet."""
+        """The response to a request, with redirects followed; its body is not read yet.
+
+        *answers* gets what each server on the way said, the last one too.
+        """
         address = _parse(url, url)
         seen: set[str] = set()
         while True:
@@ -165,6 +207,8 @@ class Documents:
                 raise errors.MirrorError(url, "redirects in a circle, or too often")
             seen.add(address.url)
             async with self.client.stream(method, address.url, headers=headers) as response:
+                if answers is not None:
+                    answers.append(_answer(method, address, response))
                 location = response.headers.get("location")
                 if response.status_code not in _REDIRECTS or not location:
                     yield response
@@ -232,6 +276,19 @@ def _parse(text: str, url: str) -> Address:
         return Address.parse(text)
     except AddressError as error:
         raise errors.MirrorError(url, str(error)) from None
+
+
+def _answer(method: str, address: Address, response: httpx.Response) -> Answer:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    is_whole = method == "GET" and response.status_code == 200
+    return Answer(address.url, response.status_code, headers, is_whole)
+
+
+def _stated_length(response: httpx.Response) -> int | None:
+    """The size of the file in a response to a request for all of it."""
+    length = response.headers.get("content-length", "")
+    encoded = response.headers.get("content-encoding", "identity") != "identity"
+    return int(length[:19]) if length.isdecimal() and not encoded else None
 
 
 def _expect(response: httpx.Response, url: str, status: int) -> None:

@@ -20,7 +20,7 @@ import trio
 from ddfs import errors
 from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
 from ddfs.fetch.connection import Connection
-from ddfs.fetch.documents import Documents, FetchedDocument, uses_proxy
+from ddfs.fetch.documents import Documents, FetchedDocument, Look, uses_proxy
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.pacing import Pace, Pacer
 from ddfs.fetch.segment import (
@@ -109,6 +109,13 @@ class Transport:
         Raises :class:`errors.MirrorError`.
         """
         return await self._documents.size_of(url)
+
+    async def look_at(self, url: str) -> Look:
+        """What servers say of *url* without sending it, redirects on the way included.
+
+        Raises :class:`errors.MirrorError` where it is refused; a size that nobody says is None.
+        """
+        return await self._documents.look_at(url)
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
         """Exactly the bytes *wanted* (8 MiB at most) of *url*, whose size has to be *size*.
