@@ -119,6 +119,8 @@ class Settings:
     state_dir: Path = Path("/var/lib/ddfs")
     # The control API; 0660.
     socket: Path = Path("/run/ddfs/ddfs.sock")
+    # Whoever is in it may use the socket as root does; None: root alone.
+    socket_group: str | None = None
     primary: Mapping[str, PrimarySettings] = field(
         default_factory=lambda: {"default": PrimarySettings(Path("/var/lib/libvirt/images"))}
     )
@@ -174,6 +176,7 @@ def parse(document: Mapping[str, Any]) -> Settings:
         mountpoint=top.path("mountpoint", Settings.mountpoint),
         state_dir=top.path("state_dir", Settings.state_dir),
         socket=top.path("socket", Settings.socket),
+        socket_group=top.text("socket_group", None),
         gate=_gate(top.table("gate")),
         network=_network(top.table("network")),
         fetch=_fetch(top.table("fetch")),

@@ -35,6 +35,7 @@ from ddfs.image import inspect
 from ddfs.image.domain import PoolTargets
 from ddfs.limits import HostLimits, Limits
 from ddfs.model import ImageFormat, Template
+from ddfs.notify import Supervisor
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.spool import Spool
@@ -158,14 +159,32 @@ async def _serve_on(
                 await serving.start(changes.run)
                 await serving.start(later.run)
                 serving.start_soon(keeper.run)
-                await serving.start(server.serve, host, settings.socket, settings.reader_socket)
-                log.info("ready: %s", settings.socket)
-                async for number in signals:
-                    log.info("%s: ending", signal.Signals(number).name)
-                    break
+                await serving.start(
+                    server.serve,
+                    host,
+                    settings.socket,
+                    settings.reader_socket,
+                    settings.socket_group,
+                )
+                told = f"{settings.templates_dir}, {len(templates.all())} templates"
+                await _wait_for_the_end(serving, signals, told)
                 serving.cancel_scope.cancel()
             await pool.close()
         fetching.cancel_scope.cancel()
+
+
+async def _wait_for_the_end(
+    serving: trio.Nursery, signals: AsyncIterator[int], status: str
+) -> None:
+    """Say that the daemon serves, and return when it is told to end."""
+    supervisor = Supervisor.of(os.environ)
+    await serving.start(supervisor.keep_awake)
+    supervisor.ready(status)
+    log.info("ready: %s", status)
+    async for number in signals:
+        log.info("%s: ending", signal.Signals(number).name)
+        supervisor.stopping()
+        return
 
 
 class Changes:

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "primary": {"errors", "model"},
     "catalogue": {"errors", "model", "declaration"},
     "virt": {"errors", "model"},
+    "notify": set(),
     "hook": {"errors", "config", "image"},
     "cli": {
         "errors", "names", "model", "declaration", "config", "metalink", "fetch", "source", "spool",
@@ -41,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "daemon": {
         "errors", "model", "config", "fetch", "image", "spool", "templates", "gate", "fuse",
         "limits",
-        "control", "primary", "catalogue", "virt",
+        "control", "primary", "catalogue", "virt", "notify",
     },
 }  # fmt: skip
 

@@ -43,17 +43,19 @@ async def serve(
     service: Service,
     path: Path,
     reader_path: Path,
+    group: str | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answers on both sockets until it is cancelled; started once both can be connected to.
 
+    *group* may use the first, and everybody the second.
     Raises what :func:`ddfs.control.sockets.listening` raises, before it has started. When
     cancelled, requests that are being served are cancelled too and their connections
     closed, at once and whatever the other side does; both socket files are removed.
     """
     with contextlib.ExitStack() as stack:
-        sock = stack.enter_context(listening(path, OWNER_MODE))
+        sock = stack.enter_context(listening(path, OWNER_MODE, group))
         reader_sock = stack.enter_context(listening(reader_path, READER_MODE))
         async with trio.open_nursery() as nursery:
             everything = _Endpoint(make_app(service), MAX_CONNECTIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -28,9 +29,10 @@ ANSWER_SECONDS: Final = 1.0
 
 
 @contextlib.contextmanager
-def listening(path: Path, mode: int) -> Iterator[socket.socket]:
+def listening(path: Path, mode: int, group: str | None = None) -> Iterator[socket.socket]:
     """A non-blocking socket that listens at *path* with *mode*; removed on leaving.
 
+    It belongs to *group*, or to the daemon's own where none is given.
     The parent directory is made. What a dead daemon left is replaced; where one answers
     it is :class:`~ddfs.errors.AlreadyRunningError`, and anything that is no socket is
     :class:`~ddfs.errors.ConfigError` and stays. On leaving, the file is removed only if it
@@ -47,6 +49,8 @@ def listening(path: Path, mode: int) -> Iterator[socket.socket]:
             sock.bind(os.fspath(path))
             made = path.lstat()
             stack.callback(_remove, path, made)
+            if group is not None:
+                _give_to(path, group)
             path.chmod(mode)
             sock.listen(BACKLOG)
             sock.setblocking(False)
@@ -56,6 +60,15 @@ def listening(path: Path, mode: int) -> Iterator[socket.socket]:
                 f"{path}: no socket can be made there: {reason}; set another `socket`"
             ) from error
         yield sock
+
+
+def _give_to(path: Path, group: str) -> None:
+    try:
+        shutil.chown(path, group=group)
+    except LookupError:
+        raise errors.ConfigError(
+            f"socket_group: there is no group {group!r}; make it with: groupadd --system {group}"
+        ) from None
 
 
 def _clear(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import stat
@@ -205,3 +206,17 @@ async def test_the_reader_socket_has_bounded_connections(tmp_path: Path) -> None
         for sock in held:
             sock.close()
         server.cancel_scope.cancel()
+
+
+def test_the_socket_belongs_to_the_group_that_may_use_it(tmp_path: Path) -> None:
+    path = tmp_path / "ddfs.sock"
+    name = grp.getgrall()[-1].gr_name
+    if os.geteuid() != 0:
+        name = grp.getgrgid(os.getegid()).gr_name
+    with listening(path, 0o660, name):
+        assert path.group() == name
+        assert path.stat().st_mode & 0o777 == 0o660
+    with pytest.raises(errors.ConfigError, match="no group 'no-such-group'; make it with"):
+        with listening(path, 0o660, "no-such-group"):
+            pass
+    assert not path.exists()
