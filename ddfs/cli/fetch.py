@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ddfs import config, errors, source
+from ddfs.cli.destination import destination_of, refuse_taken
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.fetch.events import FetchEvent, MirrorBlamed, MirrorFailed
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 from ddfs.fetch.transport import Transport
 
 if TYPE_CHECKING:
+    from ddfs.fetch.headstart import Headstart
     from ddfs.fetch.transfer import Transfer
     from ddfs.model import Manifest
 
@@ -29,12 +31,21 @@ BAR_EVERY_SECONDS: Final = 0.2
 EVENT_EVERY_SECONDS: Final = 1.0
 
 
-def fetch(request: FetchRequest) -> None:
-    """Runs *request*; returns when the file is there and verified.
+def fetch(request: FetchRequest, headstart: Headstart | None = None) -> None:
+    """Runs *request*, which *headstart* has begun; returns when the file is there and verified.
 
     Progress goes to standard error, if that is a terminal; the outcome, or with ``as_json``
     one event per line, to standard output.
     """
+    try:
+        _check(request)
+        trio.run(_fetch, request, headstart)
+    finally:
+        if headstart is not None:
+            headstart.close()
+
+
+def _check(request: FetchRequest) -> None:
     if request.output is not None:
         refuse_taken(Path(request.output))
     if request.seeds:
@@ -42,33 +53,13 @@ def fetch(request: FetchRequest) -> None:
 
         for seed in request.seeds:
             check_seed(Path(seed))
-    trio.run(_fetch, request)
 
 
-def refuse_taken(path: Path) -> None:
-    """Raises :class:`~ddfs.errors.NameTakenError` for what exists and is no directory."""
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise errors.NameTakenError(f"{path}: exists already, and is not overwritten")
-
-
-def destination_of(output: str | None, manifest_name: str) -> Path:
-    """Where the file goes: *output*; inside it if it is a directory; else here."""
-    target = Path(output or ".")
-    if not target.is_dir() and not (output or "").endswith("/"):
-        return target
-    name = PurePosixPath(manifest_name).name
-    if name in ("", ".", ".."):
-        raise errors.InvalidValueError(
-            f"{manifest_name!r} is no name for a file: say where to with -o FILE"
-        )
-    return target / name
-
-
-async def _fetch(request: FetchRequest) -> None:
+async def _fetch(request: FetchRequest, headstart: Headstart | None) -> None:
     settings = config.load(request.config)
     location = settings.network.location
     limit = _limit(request.limit_rate, settings.network)
-    async with Transport() as transport:
+    async with Transport(headstart) as transport:
         transport.pacer.change(limit or None, None)
         transport.turns.change(settings.network.connections_per_host)
         manifest = await source.resolve(

@@ -65,6 +65,15 @@ class Connection:
         self._remaining: int | None = 0
         self._ended = True
         self._needs_handshake = isinstance(sock, ssl.SSLSocket)
+        # What was asked for and what came before this object was made.
+        self._asked = b""
+        self._early = memoryview(b"")
+
+    def take_over(self, request: bytes, received: memoryview) -> None:
+        """*request* was sent on this connection already, and *received* came back."""
+        self._asked, self._early = request, received
+        # Of no use for any other request; who makes one shall get a fresh connection.
+        self.was_used = True
 
     def abort(self) -> None:
         """From any thread: end whatever waits on this connection, at once."""
@@ -109,7 +118,12 @@ class Connection:
         try:
             head = parser.send(h11.Request(method="GET", target=address.target, headers=headers))
             tail = parser.send(h11.EndOfMessage())
-            self._send((head or b"") + (tail or b""))
+            request = (head or b"") + (tail or b"")
+            if self._asked and self._asked != request:
+                raise ClosedEarlyError("was asked for something else before")
+            if not self._asked:
+                self._send(request)
+            self._asked = b""
             return self._read_head(parser)
         except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
             raise ProtocolError(f"speaks no proper HTTP: {in_one_line(error)}") from None
@@ -245,7 +259,7 @@ class Connection:
         self._ended = True
         self._parser = None
         # More than the response said: what follows would be taken for the next response.
-        self.is_reusable = self._keeps and not self._leftover
+        self.is_reusable = self._keeps and not self._leftover and not self._early
 
     def drain(self, limit: int) -> None:
         """Read away the rest of a body if it is at most *limit* bytes and known."""
@@ -261,6 +275,11 @@ class Connection:
     # -- socket ---------------------------------------------------------------------
 
     def _try_receive(self, view: memoryview) -> int | None:
+        if self._early:
+            count = min(len(self._early), len(view))
+            view[:count] = self._early[:count]
+            self._early = self._early[count:]
+            return count
         try:
             return self._sock.recv_into(view)
         except (BlockingIOError, ssl.SSLWantReadError):

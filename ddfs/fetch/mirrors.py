@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
+
+from ddfs.model import Mirror
 
 # The memory of the rate. Short enough that a mirror that falls silent is at 1 % of its
 # rate after 3.5 s without any timeout rule, long enough to bridge the gaps of a busy link.
@@ -170,3 +173,8 @@ class MirrorStanding:
         self._pending_bytes, self._pending_seconds = 0, 0.0
         self.slow_since = None
         self._slow_count += 1
+
+
+def in_order(mirrors: Iterable[Mirror], location: str | None) -> list[Mirror]:
+    """As the manifest has them, those at *location* first."""
+    return sorted(mirrors, key=lambda m: location is not None and m.location != location)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -28,7 +28,7 @@ from ddfs.fetch.events import (
 )
 from ddfs.fetch.explain import explain
 from ddfs.fetch.lanes import MAX_LANES
-from ddfs.fetch.mirrors import MAX_JITTER, MirrorStanding
+from ddfs.fetch.mirrors import MAX_JITTER, MirrorStanding, in_order
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.runs import Action, Ask, Blame, Cancel, Extend, Recheck, Trim
 from ddfs.fetch.scheduler import Scheduler
@@ -100,7 +100,7 @@ class Transfer:
         self._grid = manifest.grid
         self._pieces = manifest.pieces
         self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
-        self._mirrors = _in_order(manifest.mirrors, location)
+        self._mirrors = in_order(manifest.mirrors, location)
         self._pace = transport.pace()
         lanes = min(MAX_LANES, transport.turns.limit)
         jitter = MAX_JITTER * random.random()  # noqa: S311 (no secret: it spreads hosts)
@@ -460,8 +460,3 @@ class Transfer:
             self._scheduler.fetch_again(piece, not_from)
         self._whole.reopened(min(plan))
         self._wakeup.set()
-
-
-def _in_order(mirrors: Iterable[Mirror], location: str | None) -> list[Mirror]:
-    """As the manifest has them, those at *location* first."""
-    return sorted(mirrors, key=lambda m: location is not None and m.location != location)

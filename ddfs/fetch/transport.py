@@ -21,6 +21,7 @@ from ddfs import errors
 from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
 from ddfs.fetch.connection import Connection
 from ddfs.fetch.documents import Documents, FetchedDocument, Look, uses_proxy
+from ddfs.fetch.headstart import Headstart
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.pacing import Pace, Pacer
 from ddfs.fetch.segment import (
@@ -70,7 +71,9 @@ class Transport:
     both may be changed at any time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, headstart: Headstart | None = None) -> None:
+        """*headstart* has requests that are under way; its owner closes it."""
+        self._headstart = headstart
         self.pacer = Pacer()
         self.turns = Turns(CONNECTIONS_PER_HOST)
         self._documents = Documents()
@@ -183,7 +186,7 @@ class Transport:
             from ddfs.fetch.proxied import attempt
 
             return await attempt(self._documents, segment, address, self._threads)
-        connection = self._take_idle(address)
+        connection = self._take_begun(segment, address) or self._take_idle(address)
         if connection is None:
             try:
                 with trio.CancelScope() as scope, segment.aborting(scope.cancel):
@@ -241,6 +244,16 @@ class Transport:
             raise failure[0]
         await trio.lowlevel.checkpoint_if_cancelled()
         return result[0]
+
+    def _take_begun(self, segment: Segment, address: Address) -> Connection | None:
+        if self._headstart is None:
+            return None
+        begun = self._headstart.take(address, segment.position, segment.limit - 1)
+        if begun is None:
+            return None
+        connection = Connection(address, begun.sock)
+        connection.take_over(begun.request, begun.received)
+        return connection
 
     def _take_idle(self, address: Address) -> Connection | None:
         now = trio.current_time()

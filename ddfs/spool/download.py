@@ -20,6 +20,7 @@ from ddfs.fetch.events import FetchEvent
 from ddfs.fetch.transfer import Transfer, TransferReport
 from ddfs.fetch.transport import Transport
 from ddfs.model import Manifest
+from ddfs.spool.beside import beside
 from ddfs.spool.journal import sync_directory
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.seed import plant
@@ -51,8 +52,8 @@ async def download(
     _refuse_existing(destination)
     partial = await trio.to_thread.run_sync(
         PartialFile.open,
-        _beside(destination, "part"),
-        _beside(destination, "journal"),
+        beside(destination, "part"),
+        beside(destination, "journal"),
         manifest,
     )
     try:
@@ -66,10 +67,6 @@ async def download(
     finally:
         partial.close()
     return report
-
-
-def _beside(destination: Path, suffix: str) -> Path:
-    return destination.with_name(f".{destination.name}.ddfs-{suffix}")
 
 
 def _refuse_existing(destination: Path) -> None:

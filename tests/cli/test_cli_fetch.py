@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from ddfs import errors
 from ddfs.cli import app, fetch, fetch_request
+from ddfs.cli.destination import destination_of
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 from ddfs.model import Digest, HashAlgorithm, Manifest, Mirror
@@ -102,13 +103,13 @@ def test_both_ways_know_the_same_options() -> None:
 
 def test_destinations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert fetch.destination_of(None, "a/b/x.img") == Path("x.img")
-    assert fetch.destination_of("y", "x.img") == Path("y")
-    assert fetch.destination_of(str(tmp_path), "x.img") == tmp_path / "x.img"
-    assert fetch.destination_of("none/", "x.img") == Path("none/x.img")
+    assert destination_of(None, "a/b/x.img") == Path("x.img")
+    assert destination_of("y", "x.img") == Path("y")
+    assert destination_of(str(tmp_path), "x.img") == tmp_path / "x.img"
+    assert destination_of("none/", "x.img") == Path("none/x.img")
     for name in ("", "..", "/"):
         with pytest.raises(errors.InvalidValueError, match="say where to with -o FILE"):
-            fetch.destination_of(None, name)
+            destination_of(None, name)
 
 
 def test_what_exists_is_refused_before_any_request(ddfs: Ddfs, tmp_path: Path) -> None:
