@@ -1,49 +1,70 @@
-#!/bin/sh
-# What contrib/package --check does in the clean system. A local server is the source: the
-# system has no other mirrors.
+#!/bin/bash
+# What contrib/package --check does in the clean system, as a unit of its systemd. A local
+# server is the source: the system has no other mirrors.
 set -eu
-[ "${container-}" = ddfs-check ] || { echo "only for contrib/package --check" >&2; exit 2; }
+[ -e /root/ddfs.deb ] || { echo "only for contrib/package --check" >&2; exit 2; }
 export DEBIAN_FRONTEND=noninteractive
-trap '[ $? = 0 ] || cat /tmp/daemon.log' EXIT
+cd /root
 say() { echo "-- $*"; }
-printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d
-apt-get update -qq
-apt-get install -y -qq --no-install-recommends /tmp/ddfs.deb > /tmp/apt.log 2>&1 || {
-    tail -20 /tmp/apt.log
-    exit 1
+fail() { echo "NOT: $*"; journalctl -u ddfs -u libvirtd --no-pager | tail -25; exit 1; }
+until_true() {
+    for _ in $(seq 100); do if eval "$1" > /dev/null 2>&1; then return 0; fi; sleep 0.2; done
+    fail "$1"
 }
-say "installed: $(ddfs --version)"
-[ "$(stat -c %a /usr/bin/ddfs)" = 755 ]; getent group ddfs >/dev/null
 
-say "the hook, for a domain that uses nothing of ours, and for another operation"
-printf '<domain type="kvm"><name>a</name><devices/></domain>' | /etc/libvirt/hooks/qemu.d/ddfs a prepare begin -
-/etc/libvirt/hooks/qemu.d/ddfs a started begin - < /dev/null
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends ./ddfs.deb libvirt-daemon-system libvirt-clients \
+    qemu-system-x86 > apt.log 2>&1 || { tail -20 apt.log; exit 1; }
+say "installed beside libvirt: $(ddfs --version)"
+systemctl is-enabled -q ddfs.service ddfs-pool.target || fail "enabled"
+systemctl show libvirtd -p After | grep -q ddfs-pool.target || fail "libvirtd starts after the pool"
+# As at boot: libvirtd wants the target, and is started after it.
+systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
+systemctl start libvirtd.service
+systemctl is-active -q ddfs.service ddfs-pool.target || fail "libvirtd brings the pool with it"
+[ "$(stat -c %U:%G:%a /run/ddfs/ddfs.sock)" = root:ddfs:660 ] || fail "the socket is the group's"
+ddfs pool define > /dev/null
+ddfs doctor > doctor.txt || { cat doctor.txt; fail "doctor is content"; }
+say "libvirtd brought the daemon with it, and doctor is content"
 
-say "the daemon, from the installed files"
-mkdir -p /images /www
-printf 'mountpoint = "/srv/ddfs"\n[primary.default]\npath = "/images"\n' > /etc/ddfs/ddfs.toml
-ddfs serve 2> /tmp/daemon.log & daemon=$!
-n=0; until ddfs status > /tmp/status 2>&1; do
-    n=$((n + 1)); [ "$n" -lt 100 ] || { cat /tmp/status /tmp/daemon.log; exit 1; }; sleep 0.1
-done
-head -c 3000000 /dev/urandom > /www/disk.img
-(cd /www && exec python3 -m http.server --bind 127.0.0.1 8931 > /dev/null 2>&1) & server=$!
-sum=$(sha256sum < /www/disk.img | cut -d' ' -f1)
-n=0; until ddfs template add disk http://127.0.0.1:8931/disk.img --checksum "sha256:$sum" > /tmp/add 2>&1; do
-    n=$((n + 1)); [ "$n" -lt 50 ] || { cat /tmp/add; exit 1; }; sleep 0.1
-done
-cmp /srv/ddfs/templates/disk.img /www/disk.img
-say "fetched through the mount: $(ls /images)"
-printf '<domain type="kvm"><name>a</name><devices><disk type="file" device="disk"><source file="/srv/ddfs/templates/disk.img"/><target dev="vda"/></disk></devices></domain>' > /tmp/domain.xml
-if /etc/libvirt/hooks/qemu.d/ddfs a prepare begin - < /tmp/domain.xml 2> /tmp/refused; then
-    echo "the hook allows a writable template"; exit 1
-fi
-say "the hook asks the daemon: $(head -c 150 /tmp/refused)"
-kill "$server"; kill "$daemon"; wait "$daemon"
-! grep -q " /srv/ddfs " /proc/self/mountinfo
+mkdir www && head -c 3000000 /dev/urandom > www/disk.img
+(cd www && exec python3 -m http.server --bind 127.0.0.1 8931 > /dev/null 2>&1) &
+until_true "ddfs template add disk http://127.0.0.1:8931/disk.img --checksum sha256:$(sha256sum < www/disk.img | cut -d' ' -f1)"
+# -u: the overlay is made without a look at the template, which is not here yet.
+qemu-img create -q -f qcow2 -F raw -b /srv/ddfs/templates/disk.img -u /var/lib/libvirt/images/vm.qcow2 3000320
+cat > vm.xml <<'X'
+<domain type="qemu"><name>vm</name><memory unit="MiB">64</memory><os><type>hvm</type></os><devices>
+<disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/var/lib/libvirt/images/vm.qcow2"/><target dev="vda"/></disk>
+</devices></domain>
+X
+sed 's|/var/lib/libvirt/images/vm.qcow2|/srv/ddfs/templates/disk.img|; s|qcow2|raw|; s|>vm<|>bad<|' vm.xml > bad.xml
+virsh -q define vm.xml > /dev/null; virsh -q define bad.xml > /dev/null
+virsh start bad > bad.txt 2>&1 && fail "a writable template is refused"
+grep -q "ddfs: vda of bad is the template" bad.txt || { cat bad.txt; fail "the hook says why"; }
+virsh -q start vm > /dev/null || fail "a VM starts"
+cmp www/disk.img /srv/ddfs/templates/disk.img
+say "the hook refused a writable template, and fetched what the VM needs: $(cd /var/lib/libvirt/images && ls disk@*)"
+
+systemctl kill --signal=KILL --kill-who=main ddfs
+until_true "[ \$(systemctl show -P NRestarts ddfs) = 1 ] && systemctl is-active -q ddfs"
+cmp www/disk.img /srv/ddfs/templates/disk.img
+mkdir -p /etc/systemd/system/ddfs.service.d
+printf '[Service]\nWatchdogSec=3\n' > /etc/systemd/system/ddfs.service.d/trial.conf
+systemctl daemon-reload && systemctl restart ddfs
+kill -STOP "$(systemctl show -P MainPID ddfs)"
+until_true "journalctl -u ddfs | grep -q 'Failed with result .watchdog'"
+until_true "systemctl is-active -q ddfs && virsh pool-refresh ddfs"
+systemctl restart libvirtd
+[ "$(virsh domstate vm)" = running ] || fail "the VM went on"
+say "killed, and frozen under the watchdog, the daemon came back; the VM went on"
 
 apt-get remove -y -qq ddfs > /dev/null 2>&1
-[ ! -e /usr/bin/ddfs ] && [ ! -e /usr/lib/ddfs ] && [ -e /etc/ddfs/ddfs.toml ] && [ -n "$(ls /images)" ]
+grep -q " /srv/ddfs " /proc/self/mountinfo && fail "unmounted"
+[ ! -e /usr/bin/ddfs ] && [ ! -e /usr/lib/ddfs ] && [ -e /etc/ddfs/ddfs.toml ] || fail "removed"
+cmp www/disk.img /srv/ddfs/templates/disk.img
+[ "$(virsh domstate vm)" = running ] || fail "the VM goes on without ddfs"
 apt-get purge -y -qq ddfs > /dev/null 2>&1
-[ ! -e /etc/ddfs/ddfs.toml ] && [ ! -e /etc/libvirt/hooks/qemu.d/ddfs ] && [ -e /var/lib/ddfs/catalogue.db ]
-say "removed: settings, catalogue and images stayed, and purging took the settings"
+[ ! -e /etc/ddfs/ddfs.toml ] && [ ! -e /etc/libvirt/hooks/qemu.d/ddfs ] || fail "purged"
+[ -e /var/lib/ddfs/catalogue.db ] || fail "the catalogue stays"
+say "removed under the running VM: catalogue and images stayed, and purging took the settings"
+echo "the package is right"
