@@ -31,8 +31,9 @@ from ddfs.fetch.transport import Transport
 from ddfs.fuse.pool import TemplatePool
 from ddfs.fuse.shown import ShownTemplates
 from ddfs.gate import Gate
-from ddfs.image import inspect
+from ddfs.image import inspect, packed
 from ddfs.image.domain import PoolTargets
+from ddfs.image.unpack import unpack
 from ddfs.limits import HostLimits, Limits
 from ddfs.model import ImageFormat, Template
 from ddfs.notify import Supervisor
@@ -117,6 +118,7 @@ async def _serve_on(
                 transport=transport,
                 location=settings.network.location,
                 ledger_limiter=ledger_limiter,
+                unpack=unpack,
             ),
             on_change=changes.content_changed,
         )
@@ -128,6 +130,7 @@ async def _serve_on(
             heads,
             transport,
             inspect.inspect_head,
+            packed.look,
             location=settings.network.location,
             ledger_limiter=ledger_limiter,
             on_added=changes.added,
@@ -204,6 +207,7 @@ class Changes:
         """A fetch began or ended."""
         if self._pool is None or self._templates is None:
             return
+        self._templates.note_unpacked(content_id)
         for template in self._templates.with_content(content_id):
             self._pool.note_changed(template.row)
             self._queue.send_nowait(template)

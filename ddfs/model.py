@@ -298,6 +298,21 @@ class Manifest:
                 raise ValueError(f"{len(self.pieces)} piece hashes where {expected} are needed")
 
     @property
+    def image_name(self) -> str:
+        """The name of what comes out, where it is packed; else its name."""
+        return self.name.rpartition(".")[0] if self.packing is not None else self.name
+
+    @property
+    def published(self) -> Manifest:
+        """What is known of the file that stands in primary storage in the end: itself, or
+        what comes out of it, which may have neither size nor digests yet.
+        """
+        if self.packing is None:
+            return self
+        inside = self.packing
+        return Manifest(self.image_name, inside.size, inside.digests, None, (), False)
+
+    @property
     def digest(self) -> Digest | None:
         """The strongest whole-file digest, the one that decides."""
         return self.digests[0] if self.digests else None
@@ -386,7 +401,10 @@ class Template:
     and on; only they have an ``@`` in their names.
     ``row`` never comes back after removal, so that what derives from it (the inode
     numbers) does not either. ``head_is_verified``: its head was hashed and inspected at
-    registering. ``is_readable_early`` as in :class:`Manifest`.
+    registering. ``is_readable_early`` as in :class:`Manifest`. ``size`` is that of the image;
+    ``packed_size`` that of the packed file, where it is fetched packed. Where that does not
+    say to how much it unpacks, ``size`` is the packed one and not ``size_is_known``, until it
+    was unpacked.
     """
 
     row: int
@@ -399,6 +417,8 @@ class Template:
     added_at: float
     head_is_verified: bool
     is_readable_early: bool
+    packed_size: int | None = None
+    size_is_known: bool = True
 
     def __post_init__(self) -> None:
         family, number = split_version(self.name)

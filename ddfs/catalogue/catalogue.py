@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -149,6 +150,23 @@ class Catalogue:
         with self._transaction() as connection:
             self._store(connection, manifest)
 
+    def record_unpacked(self, content_id: str, size: int, sha256: str) -> None:
+        """Write down what came out of a packed content, once it is verified.
+
+        Nothing happens when the content is not known any more.
+        """
+        with self._transaction() as connection:
+            known = self._manifest(connection, content_id)
+            if known is None or known.packing is None:
+                return
+            proved = replace(known.packing, size=size, sha256=sha256)
+            table = schema.content
+            connection.execute(
+                update_(table)
+                .where(table.c.content_id == content_id)
+                .values(packing=rows.packing_text(proved))
+            )
+
     def references(self) -> list[SpoolReference]:
         """All spool references."""
         table = schema.spool_reference
@@ -251,6 +269,8 @@ class Catalogue:
                 f"{known.size} bytes ({known.name}); one of the two sources is wrong"
             )
         changes: dict[str, Any] = {}
+        if more.packing and known.packing and known.packing.size is None and more.packing.size:
+            changes["packing"] = rows.packing_text(replace(known.packing, size=more.packing.size))
         if more.size_is_stated and not known.size_is_stated:
             changes["size_is_stated"] = True
         if more.pieces is not None and known.pieces is None:
@@ -295,6 +315,7 @@ _TEMPLATES: Final = select(
     schema.template,
     schema.content.c.size,
     schema.content.c.size_is_stated,
+    schema.content.c.packing,
     schema.content.c.piece_length.is_not(None).label("has_pieces"),
 ).join_from(schema.template, schema.content)
 

@@ -13,6 +13,8 @@ from ddfs.model import (
     ImageFormat,
     Manifest,
     Mirror,
+    Packing,
+    PackingKind,
     PieceMap,
     PublishedFile,
     SpoolReference,
@@ -21,6 +23,9 @@ from ddfs.model import (
 )
 
 Values = dict[str, Any]
+
+# What is as large as the file that holds it.
+_PLAIN = (ImageFormat.RAW, ImageFormat.ISO)
 
 
 def content_values(manifest: Manifest) -> Values:
@@ -32,8 +37,38 @@ def content_values(manifest: Manifest) -> Values:
         "size_is_stated": manifest.size_is_stated,
         "digests": json.dumps([str(digest) for digest in manifest.digests]),
         "notes": json.dumps(manifest.notes),
+        "packing": packing_text(manifest.packing),
         **piece_values(manifest.pieces),
     }
+
+
+def packing_text(packing: Packing | None) -> str | None:
+    """The column ``packing``."""
+    if packing is None:
+        return None
+    checksum = str(packing.checksum) if packing.checksum else None
+    plain = {
+        "kind": packing.kind.value,
+        "member": packing.member,
+        "size": packing.size,
+        "checksum": checksum,
+        "sha256": packing.sha256,
+    }
+    return json.dumps({key: value for key, value in plain.items() if value is not None})
+
+
+def packing_of(text: str | None) -> Packing | None:
+    """The packing of that column."""
+    if text is None:
+        return None
+    plain = json.loads(text)
+    return Packing(
+        PackingKind(plain["kind"]),
+        plain.get("member"),
+        plain.get("size"),
+        Digest.parse(plain["checksum"]) if "checksum" in plain else None,
+        plain.get("sha256"),
+    )
 
 
 def piece_values(pieces: PieceMap | None) -> Values:
@@ -70,6 +105,7 @@ def manifest_of(row: Row[Any], mirrors: tuple[Mirror, ...]) -> Manifest:
         mirrors=mirrors,
         size_is_stated=row.size_is_stated,
         notes=tuple(json.loads(row.notes)),
+        packing=packing_of(row.packing),
     )
 
 
@@ -80,18 +116,27 @@ def mirror_of(row: Row[Any]) -> Mirror:
 
 def template_of(row: Row[Any]) -> Template:
     """The template of a row of ``template`` joined with what ``content`` knows."""
+    packing, image_format = packing_of(row.packing), ImageFormat(row.format)
+    size = row.size if packing is None or packing.size is None else packing.size
+    size_is_known = packing is None or packing.size is not None
+    virtual_size = row.virtual_size
+    if packing and virtual_size is None and size_is_known and image_format in _PLAIN:
+        # It was not known yet when the template was written down.
+        virtual_size = size
     return Template(
         row=row.row,
         name=row.name,
-        format=ImageFormat(row.format),
+        format=image_format,
         content_id=row.content_id,
-        size=row.size,
-        virtual_size=row.virtual_size,
+        size=size,
+        virtual_size=virtual_size,
         source=row.source,
         added_at=row.added_at,
         head_is_verified=row.head_is_verified,
         # As model.Manifest has it; a stored content always has a size.
-        is_readable_early=row.has_pieces and row.size_is_stated,
+        is_readable_early=packing is None and row.has_pieces and row.size_is_stated,
+        packed_size=row.size if packing is not None else None,
+        size_is_known=size_is_known,
     )
 
 

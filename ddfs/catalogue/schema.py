@@ -72,6 +72,9 @@ content = Table(
     Column("digests", Text, nullable=False),
     # JSON list of what the reader of the document passed over.
     Column("notes", Text, nullable=False),
+    # JSON of a model.Packing, NULL for a file that is not packed; its size and SHA-256 are
+    # completed when it was unpacked for the first time.
+    Column("packing", Text),
     # The three are NULL together when nobody gave piece hashes. The blob stands last, so
     # that a listing does not read past it.
     Column("piece_algorithm", Text),

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ddfs import config, errors, source
+from ddfs import config, errors
 from ddfs.cli.destination import destination_of, refuse_taken
 from ddfs.cli.fetch_request import FetchRequest
+from ddfs.cli.resolving import resolve
 from ddfs.fetch.events import FetchEvent, MirrorBlamed, MirrorFailed
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 from ddfs.fetch.transport import Transport
@@ -62,9 +63,7 @@ async def _fetch(request: FetchRequest, headstart: Headstart | None) -> None:
     async with Transport(headstart) as transport:
         transport.pacer.change(limit or None, None)
         transport.turns.change(settings.network.connections_per_host)
-        manifest = await source.resolve(
-            request.declaration(), documents=transport, location=location
-        )
+        manifest = await resolve(request.declaration(), transport, location)
         destination = destination_of(request.output, manifest.name)
         refuse_taken(destination)
         watch = _Watch(manifest, destination, as_json=request.as_json)

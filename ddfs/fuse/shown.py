@@ -64,13 +64,12 @@ class ShownTemplates:
         return self._entry(template) if template else None
 
     def _entry(self, template: Template) -> Entry:
-        published = self._templates.published(template)
         return Entry(
             row=template.row,
             name=template.file_name,
             size=template.size,
             mtime_ns=int(template.added_at * 1e9),
-            published_path=published.path if published else None,
+            published_path=self._templates.link_of(template),
         )
 
     def bytes_here(self, row: int) -> int:

@@ -197,7 +197,7 @@ def _unzipped(member: str | None, size: int, read_at: ReadAt) -> Iterator[bytes]
         entry = zip_entry(archive, member)
         try:
             with archive.open(entry) as file:
-                while chunk := file.read(CHUNK_BYTES):
+                while chunk := file.read1(_BLOCK_BYTES):
                     yield chunk
         except _ZIP_ERRORS as error:
             raise errors.ImageError(f"its zip data is broken: {_brief(error)}") from error

@@ -26,6 +26,8 @@ from ddfs.primary.room import Ledger, Room
 log = logging.getLogger(__name__)
 
 _PARTIAL_SUFFIX: Final = ".part"
+_UNPACKED_SUFFIX: Final = ".unpacked"
+_UNPACKED_PARTIAL_SUFFIX: Final = _UNPACKED_SUFFIX + _PARTIAL_SUFFIX
 _JOURNAL_SUFFIX: Final = ".journal"
 _LOCK_NAME: Final = "lock"
 _PROBE_PREFIX: Final = ".ddfs-probe-"
@@ -105,6 +107,10 @@ class DirectoryStorage:
         """Where its journal lies."""
         return self.partial_dir / (_stem(content_id) + _JOURNAL_SUFFIX)
 
+    def unpacked_path(self, content_id: str) -> Path:
+        """Where what comes out of a packed content grows; it has a publishing mark of its own."""
+        return self.partial_dir / (_stem(content_id) + _UNPACKED_PARTIAL_SUFFIX)
+
     def publish(self, partial: Path, name: str) -> PublishedFile:
         """Make the complete and verified *partial* the read-only file *name* in the directory.
 
@@ -130,12 +136,13 @@ class DirectoryStorage:
 
         None when there was none: it had not come so far, or somebody took the file away.
         """
-        partial = self.partial_path(content_id)
-        with self._translated("cannot finish publishing"):
-            published = publish.finish(partial)
-        if published is not None:
-            self._count(published, partial)
-        return published
+        for partial in (self.partial_path(content_id), self.unpacked_path(content_id)):
+            with self._translated("cannot finish publishing"):
+                published = publish.finish(partial)
+            if published is not None:
+                self._count(published, partial)
+                return published
+        return None
 
     def adopt(self, name: str) -> PublishedFile:
         """Protect the file *name* as ``publish`` does; the caller has verified its bytes.
@@ -154,8 +161,11 @@ class DirectoryStorage:
             for suffix in (
                 _JOURNAL_SUFFIX,
                 _PARTIAL_SUFFIX,
+                _UNPACKED_PARTIAL_SUFFIX,
                 publish.FRESH_MARK_SUFFIX,
                 publish.MARK_SUFFIX,
+                _UNPACKED_SUFFIX + publish.FRESH_MARK_SUFFIX,
+                _UNPACKED_SUFFIX + publish.MARK_SUFFIX,
             ):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.partial_dir / (stem + suffix))
@@ -303,7 +313,7 @@ class DirectoryStorage:
         with self._room_lock:
             self._taken[published.path] = taken
             for content_id in self._room.contents():
-                if self.partial_path(content_id) == partial:
+                if partial in (self.partial_path(content_id), self.unpacked_path(content_id)):
                     self._room.release(content_id)
 
     def _count_no_more(self, published: PublishedFile) -> None:
@@ -311,11 +321,12 @@ class DirectoryStorage:
             self._taken.pop(published.path, None)
 
     def _allocated(self, content_id: str) -> int:
+        taken = 0
         with self._translated("cannot look at a partial file"):
-            try:
-                return os.lstat(self.partial_path(content_id)).st_blocks * 512
-            except FileNotFoundError:
-                return 0
+            for path in (self.partial_path(content_id), self.unpacked_path(content_id)):
+                with contextlib.suppress(FileNotFoundError):
+                    taken += os.lstat(path).st_blocks * 512
+        return taken
 
     # Preparing
 

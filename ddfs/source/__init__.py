@@ -1,7 +1,16 @@
 """An address to a manifest, and the head of the image: the requests that registering needs."""
 
 from ddfs.source.head import Head, read_head
+from ddfs.source.packing import Look, read_packed_head
 from ddfs.source.ports import Documents, FetchedDocument
 from ddfs.source.resolving import resolve
 
-__all__ = ["Documents", "FetchedDocument", "Head", "read_head", "resolve"]
+__all__ = [
+    "Documents",
+    "FetchedDocument",
+    "Head",
+    "Look",
+    "read_head",
+    "read_packed_head",
+    "resolve",
+]

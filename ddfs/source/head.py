@@ -94,6 +94,24 @@ async def _head_in_one(manifest: Manifest, wanted: ByteRange, documents: Documen
     raise _no_head(manifest, failures)
 
 
+async def read_part(manifest: Manifest, wanted: ByteRange, documents: Documents) -> bytes:
+    """Some bytes of the file, unverified, from the first mirror that gives them.
+
+    Raises :class:`errors.MirrorsExhaustedError`. The caller sets the deadline.
+    """
+    failures: list[errors.MirrorError] = []
+    turns = _turns(manifest)
+    while turns:
+        try:
+            return (await _ask(turns, wanted, manifest, documents))[1]
+        except errors.MirrorError as error:
+            failures.append(error)
+    raise errors.MirrorsExhaustedError(
+        f"{names.shown(manifest.name)}: no mirror gave bytes {wanted.start} to {wanted.end}",
+        tuple(failures),
+    )
+
+
 def _turns(manifest: Manifest) -> deque[tuple[Mirror, bool]]:
     """The mirrors to ask, in order; whether each was asked already and took too long."""
     return deque((mirror, False) for mirror in manifest.mirrors)

@@ -14,6 +14,7 @@ from ddfs.declaration import Declaration
 from ddfs.metalink import mirrors, names
 from ddfs.model import Digest, Grid, Manifest, Mirror
 from ddfs.source import documents as reading
+from ddfs.source.packing import with_packing
 from ddfs.source.ports import Documents
 from ddfs.source.sizes import agreed_size
 
@@ -43,7 +44,7 @@ async def resolve(
             manifest = _with_size(manifest, await agreed_size(manifest.mirrors, documents))
     except errors.DocumentError as error:
         raise errors.DocumentError(f"{address}: {error}") from None
-    return _with_weakness_noted(manifest)
+    return with_packing(_with_weakness_noted(manifest), declaration)
 
 
 async def _manifest(
@@ -64,7 +65,7 @@ async def _manifest(
     found = await reading.metalink_at(url, documents)
     if found is not None:
         return await reading.parsed_metalink(address, found.data, found.url, location, file)
-    if file is not None:
+    if file is not None and not url.lower().endswith(".zip"):
         raise errors.RequestError(f"{address}: a file can be chosen in a metalink, this is none")
     if declaration.checksum is None:
         raise errors.RequestError(

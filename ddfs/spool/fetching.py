@@ -28,10 +28,11 @@ from ddfs.fetch.transport import Transport
 from ddfs.model import HEAD_LENGTH, ByteRange, Grid, ImageFormat, Manifest, PublishedFile
 from ddfs.spool import reading
 from ddfs.spool.partial import PartialFile, storage_errors
-from ddfs.spool.ports import Heads, Inspector, Ledger, Storage
+from ddfs.spool.ports import Heads, Inspector, Ledger, Storage, Unpack
 from ddfs.spool.queue import Place
 from ddfs.spool.room import MakeRoom, reserve
 from ddfs.spool.seed import plant
+from ddfs.spool.unpacking import room_for, unpack
 from ddfs.spool.verify import holds_all_digests
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class Surroundings:
     ledger_limiter: trio.CapacityLimiter
     # None: nothing is ever deleted for a fetch.
     make_room: MakeRoom | None = None
+    # None: packed images are not fetched.
+    unpack: Unpack | None = None
 
 
 class Fetch:
@@ -189,7 +192,7 @@ class Fetch:
         if adopted is not None:
             return adopted
         storage, content_id = self._with.storage, self.order.content_id
-        await reserve(storage, content_id, self.order.size, self._with.make_room)
+        await reserve(storage, content_id, room_for(manifest), self._with.make_room)
         self._partial = await trio.to_thread.run_sync(
             PartialFile.open,
             storage.partial_path(content_id),
@@ -199,7 +202,8 @@ class Fetch:
         await plant(self._partial, manifest, self._seeds)
         storage.note_written(content_id, self._partial.bytes_here)
         await self._transmit(manifest, self._partial)
-        return await self._publish(self._partial)
+        path = await self._unpacked(manifest, self._partial)
+        return await self._publish(path)
 
     async def _adopt(self, manifest: Manifest) -> PublishedFile | None:
         """Use the file that already has the name, if it has the bytes; never fetch twice."""
@@ -208,7 +212,7 @@ class Fetch:
         if found is None:
             return None
         holds = await trio.to_thread.run_sync(
-            holds_all_digests, path, manifest, limiter=_file_limiter
+            holds_all_digests, path, manifest.published, limiter=_file_limiter
         )
         if not holds:
             raise errors.NameTakenError(
@@ -241,7 +245,7 @@ class Fetch:
             nursery.cancel_scope.cancel()
         if failures:
             raise failures[0]
-        if not self._head_passed:
+        if not self._head_passed and manifest.packing is None:
             await self._pass_head(partial)
 
     def _observe(self, event: events.FetchEvent) -> None:
@@ -270,7 +274,7 @@ class Fetch:
         scope: trio.CancelScope,
     ) -> None:
         """Let readers in once the verified head has passed; end the fetch if it does not."""
-        if self._head_passed or manifest.pieces is None:
+        if self._head_passed or manifest.pieces is None or manifest.packing is not None:
             return
         if not self._has_head():
             await self._head_arrived.wait()
@@ -296,16 +300,34 @@ class Fetch:
         self._head_passed = True
         self._wake(_ANY)
 
-    async def _publish(self, partial: PartialFile) -> PublishedFile:
+    async def _unpacked(self, manifest: Manifest, partial: PartialFile) -> Path:
+        """The complete image: the partial file itself, or what comes out of it."""
+        if manifest.packing is None:
+            return partial.path
+        around = self._with
+        if around.unpack is None:
+            raise errors.ImageError(f"{manifest.name}: packed images are not unpacked here")
+        return await unpack(
+            manifest,
+            partial,
+            storage=around.storage,
+            ledger=around.ledger,
+            ledger_limiter=around.ledger_limiter,
+            heads=around.heads,
+            make_room=around.make_room,
+            run=around.unpack,
+        )
+
+    async def _publish(self, path: Path) -> PublishedFile:
         await trio.to_thread.run_sync(
             self._with.inspector.inspect_file,
-            partial.path,
+            path,
             self.order.format,
             limiter=_file_limiter,
         )
 
         return await trio.to_thread.run_sync(
-            self._with.storage.publish, partial.path, self.order.published_name
+            self._with.storage.publish, path, self.order.published_name
         )
 
     def finish(self, error: errors.DdfsError | None) -> None:

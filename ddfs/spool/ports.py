@@ -6,10 +6,11 @@ small and local, and :meth:`Storage.note_written`, which only counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from ddfs.model import ImageFormat, Manifest, PublishedFile, SpoolReference
+from ddfs.model import ImageFormat, Manifest, Packing, PublishedFile, SpoolReference
 
 
 class Storage(Protocol):
@@ -28,6 +29,9 @@ class Storage(Protocol):
 
     def journal_path(self, content_id: str) -> Path:
         """Where its journal goes."""
+
+    def unpacked_path(self, content_id: str) -> Path:
+        """Where what comes out of a packed content goes, until it is published."""
 
     def publish(self, partial: Path, name: str) -> PublishedFile:
         """Give *partial* its *name*, read-only; repeatable after a crash at any point.
@@ -69,6 +73,9 @@ class Ledger(Protocol):
     def manifest(self, content_id: str) -> Manifest:
         """The manifest of a content."""
 
+    def record_unpacked(self, content_id: str, size: int, sha256: str) -> None:
+        """Write down what came out of a packed content."""
+
     def references(self) -> list[SpoolReference]:
         """All references."""
 
@@ -87,6 +94,38 @@ class Inspector(Protocol):
 
     def inspect_file(self, path: Path, claimed: ImageFormat) -> None:
         """Look at a whole image."""
+
+
+class Unpacked(Protocol):
+    """What came out of a packed image."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal."""
+
+
+class Unpack(Protocol):
+    """Writes what comes out of a packed file into an empty one; blocks, in a thread.
+
+    Raises :class:`ddfs.errors.ImageError`, :class:`ddfs.errors.ChecksumError`, ``OSError``,
+    and what *need_room* (told the size that the file is going to have) and *check* raise.
+    """
+
+    def __call__(
+        self,
+        packed_fd: int,
+        target_fd: int,
+        packing: Packing,
+        *,
+        need_room: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> Unpacked:
+        """What came out."""
+        ...
 
 
 class Heads(Protocol):

@@ -133,6 +133,10 @@ class Spool:
         holding = self._holdings.get(content_id)
         return holding.published if holding else None
 
+    def place_of(self, published_name: str) -> str:
+        """Where a content of that name will stand."""
+        return str(self._with.storage.path / published_name)
+
     def is_fetching(self, content_id: str) -> bool:
         """Whether a fetch runs."""
         holding = self._holdings.get(content_id)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,6 +21,7 @@ import trio
 from ddfs import errors, source
 from ddfs.declaration import Declaration
 from ddfs.model import (
+    MAX_SIZE,
     ByteRange,
     ImageFormat,
     Manifest,
@@ -121,6 +122,7 @@ class Templates:
         heads: Heads,
         documents: source.Documents,
         inspect_head: HeadInspector,
+        look: source.Look,
         *,
         location: str | None,
         ledger_limiter: trio.CapacityLimiter,
@@ -132,6 +134,7 @@ class Templates:
         self._heads = heads
         self._documents = documents
         self._inspect_head = inspect_head
+        self._look = look
         self._location = location
         self._limiter = ledger_limiter
         self._on_added = on_added
@@ -185,8 +188,33 @@ class Templates:
         return self._index.with_content(content_id)
 
     def holding(self, template: Template) -> HoldingStatus:
-        """How far it is here."""
-        return self._spool.holding(template.content_id)
+        """How far it is here; of a packed one, ``bytes_here`` in proportion to its size."""
+        holding = self._spool.holding(template.content_id)
+        if template.packed_size is None or holding.published is not None:
+            return holding
+        here = holding.bytes_here * template.size // max(1, template.packed_size)
+        return replace(holding, bytes_here=here)
+
+    def link_of(self, template: Template) -> str | None:
+        """Where the symlink leads that stands in its place; None while it is a file.
+
+        Nobody can be shown a file whose size is not known: a reader would take its end for
+        the end of the image. Its name leads to where it will stand, and to nothing before.
+        """
+        published = self.published(template)
+        if published is not None:
+            return published.path
+        return None if template.size_is_known else self._spool.place_of(template.published_name)
+
+    def note_unpacked(self, content_id: str) -> None:
+        """Learn the size of what was published, where it was not known before."""
+        published = self._spool.published(content_id)
+        if published is None:
+            return
+        for template in self.with_content(content_id):
+            if not template.size_is_known:
+                self._index.remove(template)
+                self._index.add(_with_size(template, published.size))
 
     def published(self, template: Template) -> PublishedFile | None:
         """Its complete file, if there is one; from memory."""
@@ -220,12 +248,19 @@ class Templates:
         declared = registration.declaration
         if manifest.size is None:
             raise errors.DocumentError(f"{declared.source}: nobody says how large it is")
-        head = await self._head(manifest)
+        head, manifest = await self._head(manifest)
         for failure in head.failures:
             log.warning("%s: %s", registration.name, failure)
-        facts = await trio.to_thread.run_sync(
-            partial(self._inspect_head, head.data, size=manifest.size, claimed=declared.format)
+        # Where nobody knows to how much it unpacks, it is not found to be cut off.
+        size = manifest.published.size
+        inspect = partial(
+            self._inspect_head,
+            head.data,
+            size=MAX_SIZE if size is None else size,
+            claimed=declared.format,
         )
+        facts = await trio.to_thread.run_sync(inspect)
+        virtual_size = facts.virtual_size if facts.virtual_size != MAX_SIZE else None
         content_id = manifest.content_id
         # A verified head is not replaced by one that a mirror only claims.
         if head.verified or not self.with_content(content_id):
@@ -237,7 +272,7 @@ class Templates:
                 format=facts.format,
                 manifest=manifest,
                 declaration=declared,
-                virtual_size=facts.virtual_size,
+                virtual_size=virtual_size,
                 added_at=time.time(),
                 head_is_verified=head.verified,
             )
@@ -251,9 +286,12 @@ class Templates:
         self._on_added(template)
         return template
 
-    async def _head(self, manifest: Manifest) -> source.Head:
+    async def _head(self, manifest: Manifest) -> tuple[source.Head, Manifest]:
+        """The head of the image, and *manifest* with what was learnt on the way."""
         with trio.move_on_after(_HEAD_SECONDS):
-            return await source.read_head(manifest, self._documents)
+            if manifest.packing is None:
+                return await source.read_head(manifest, self._documents), manifest
+            return await source.read_packed_head(manifest, self._documents, self._look)
         raise errors.MirrorsExhaustedError(
             f"{manifest.name}: no mirror sent its first bytes within {_HEAD_SECONDS:.0f} s"
         )
@@ -338,6 +376,12 @@ def order_for(template: Template) -> Order:
         head_is_verified=template.head_is_verified,
         is_readable_early=template.is_readable_early,
     )
+
+
+def _with_size(template: Template, size: int) -> Template:
+    is_plain = template.format in (ImageFormat.RAW, ImageFormat.ISO)
+    virtual_size = size if is_plain else template.virtual_size
+    return replace(template, size=size, size_is_known=True, virtual_size=virtual_size)
 
 
 def _same_content(existing: Template, manifest: Manifest, asked: Registration) -> Template:

@@ -1,5 +1,6 @@
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from catalogue_values import add, digest, manifest
@@ -15,6 +16,8 @@ from ddfs.model import (
     ImageFormat,
     Manifest,
     MiB,
+    Packing,
+    PackingKind,
     PublishedFile,
     SpoolReference,
     SpoolState,
@@ -243,3 +246,30 @@ def test_a_declaration_is_kept_whole(catalogue):
     assert catalogue.declaration("one") == declared
     with pytest.raises(errors.UnknownTemplateError):
         catalogue.declaration("two")
+
+
+def test_a_packed_content_comes_back_and_learns_what_came_out(catalogue):
+    checksum = digest("out")
+    packing = Packing(PackingKind.ZIP, "a/disk.img", None, checksum)
+    packed = manifest(packing=packing)
+    added = add(catalogue, of=packed, format=ImageFormat.RAW, virtual_size=None)
+    assert (added.size, added.packed_size, added.size_is_known) == (10 * MiB, 10 * MiB, False)
+    assert not added.is_readable_early
+    assert added.content_id.startswith("unpacked:")
+    assert catalogue.manifest(added.content_id) == packed
+    catalogue.record_unpacked(added.content_id, 70 * MiB, "ab" * 32)
+    [now] = catalogue.templates()
+    assert (now.size, now.packed_size, now.size_is_known) == (70 * MiB, 10 * MiB, True)
+    assert now.virtual_size == 70 * MiB
+    proved = catalogue.manifest(added.content_id)
+    assert proved.packing == replace(packing, size=70 * MiB, sha256="ab" * 32)
+    assert proved.content_id == added.content_id
+    assert [d.hexdigest for d in proved.published.digests] == ["ab" * 32, checksum.hexdigest]
+    catalogue.record_unpacked("sha-256:" + "0" * 64, 1, "ab" * 32)
+
+
+def test_the_same_bytes_packed_and_not_are_two_contents(catalogue):
+    plain, packed = manifest(), manifest(packing=Packing(PackingKind.XZ))
+    assert add(catalogue, "a", plain).content_id == plain.content_id
+    assert add(catalogue, "b", packed).content_id == packed.content_id
+    assert len({template.published_name for template in catalogue.templates()}) == 2

@@ -1,0 +1,106 @@
+"""Templates that are published packed: a VM boots from what comes out."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lab.domain import Disk, Domain, make_overlay
+from lab.host import Host
+from lab.libvirtd import Libvirtd
+from lab.metalink import sha256_of, write_metalink
+from lab.processes import wait_until
+from lab.readers import Readers
+from lab.site import Published, Site
+
+MakeVm = Callable[[Host, str, Path], Domain]
+
+
+def publish_packed(shop: Site, image: Published, suffix: str, packed: bytes) -> str:
+    """The address of a metalink for the packed image on all mirrors."""
+    name = f"{image.image.name}.{suffix}"
+    for mirror in shop.mirrors:
+        (mirror.root / name).write_bytes(packed)
+    urls = [mirror.url(name) for mirror in shop.mirrors]
+    write_metalink(shop.documents.root / f"{name}.meta4", shop.mirrors[0].root / name, urls)
+    return shop.documents.url(f"{name}.meta4")
+
+
+def test_a_vm_starts_from_a_packed_template(
+    host: Host, libvirtd: Libvirtd, fast_site: Site, small: Published, make_vm: MakeVm
+) -> None:
+    """xz says how large it unpacks: the template is a file before a byte of it is here."""
+    source = publish_packed(
+        fast_site, small, "xz", lzma.compress(small.image.read_bytes(), preset=0)
+    )
+    host.ddfs("template", "add", "small", source)
+    template = host.templates / "small.qcow2"
+    assert template.stat().st_size == small.size
+    host.ddfs("pool", "define", "--name", "templates")
+    libvirtd.virsh("pool-refresh", "templates")
+    assert "small.qcow2" in libvirtd.virsh("vol-list", "templates").stdout
+    assert host.template("small")["state"] == "not-downloaded"
+    domain = make_vm(host, "vm1", template)
+    libvirtd.virsh("start", "vm1")
+    wait_until(lambda: small.line in domain.serial_text(), "vm1 prints its line")
+    assert sha256_of(host.published("small")) == small.sha256
+    assert Readers(template).results()[0].sha256 == small.sha256
+
+
+def test_where_nobody_knows_the_size_the_name_leads_to_the_image_once_it_is_there(
+    host: Host, libvirtd: Libvirtd, fast_site: Site, small: Published
+) -> None:
+    packed = gzip.compress(small.image.read_bytes(), 1)
+    host.ddfs("template", "add", "small", publish_packed(fast_site, small, "gz", packed))
+    host.ddfs("pool", "define", "--name", "templates")
+    template = host.templates / "small.qcow2"
+    # Nobody takes the end of an unknown file for the end of the image: there is no file yet.
+    assert template.is_symlink()
+    with pytest.raises(FileNotFoundError):
+        template.read_bytes()
+    libvirtd.virsh("pool-refresh", "templates")
+    assert "small.qcow2" not in libvirtd.virsh("vol-list", "templates").stdout
+    # An overlay that names it can be made all the same, and the gate fetches for it.
+    libvirtd.install_hook(host.hook())
+    size = host.template("small")["virtual_size"]
+    overlay = make_overlay(host.vms / "vm1.qcow2", template, virtual_size=size)
+    domain = Domain("vm1", (Disk(overlay),), host.vms / "vm1.serial")
+    libvirtd.define(domain, host.vms)
+    libvirtd.virsh("start", "vm1")
+    wait_until(lambda: small.line in domain.serial_text(), "vm1 prints its line")
+    assert template.read_bytes() == small.image.read_bytes()
+    assert host.template("small")["size"] == small.size
+    assert os.listdir(host.templates) == ["small.qcow2"]
+    host.stop()
+    host.serve()
+    assert host.template("small")["state"] == "downloaded"
+    assert host.template("small")["size"] == small.size
+
+
+def test_a_killed_daemon_unpacks_again_what_it_had_fetched(
+    directory: Path, fast_site: Site, small: Published
+) -> None:
+    # Long to unpack: some seconds of zeros behind the image.
+    image = small.image.read_bytes()
+    packed = gzip.compress(image + bytes(64 << 20), 1) + gzip.compress(bytes(64 << 20), 1) * 20
+    source = publish_packed(fast_site, small, "gz", packed)
+    with Host(directory / "host") as host:
+        host.serve()
+        host.ddfs("template", "add", "big", source, "--format", "qcow2")
+        sent = sum(mirror.bytes_sent(f"{small.image.name}.gz") for mirror in fast_site.mirrors)
+        host.api_json("POST", "/v1/prefetch", {"names": ["big"]})
+        partial = host.directory / ".ddfs-images"
+        wait_until(lambda: list(partial.glob("*.unpacked.part")), "it is being unpacked")
+        host.kill()
+        host.serve()
+        host.ddfs("prefetch", "big")
+        with host.published("big").open("rb") as file:
+            assert file.read(len(image)) == image
+        assert host.published("big").stat().st_blocks * 512 < 2 * small.size
+        assert not [path for path in partial.iterdir() if path.name != "lock"]
+        again = sum(mirror.bytes_sent(f"{small.image.name}.gz") for mirror in fast_site.mirrors)
+        assert again - sent < len(packed) * 1.5
