@@ -58,7 +58,13 @@ def add(
         str | None, typer.Option(metavar="ALG:HEX", help="What the whole file must match.")
     ] = None,
     file: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which file of the metalink.")
+        str | None, typer.Option(metavar="NAME", help="Which file of the metalink or archive.")
+    ] = None,
+    unpacked_checksum: Annotated[
+        str | None, typer.Option(metavar="ALG:HEX", help="What it must match once unpacked.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="Its size once it is unpacked.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,7 +73,15 @@ def add(
     SOURCE is an address, or the path of a metalink that the daemon can read.
     """
     validate_template_name(name)
-    request = AddTemplate(name, _absolute(source), image_format, checksum, file)
+    request = AddTemplate(
+        name,
+        _absolute(source),
+        image_format,
+        checksum,
+        file,
+        unpacked_checksum=unpacked_checksum,
+        size=size,
+    )
     status = session_of(context).client.add_template(request)
     if as_json:
         output.print_json(status)

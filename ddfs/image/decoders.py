@@ -14,7 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from ddfs import errors
 from ddfs.model import KiB, MiB, PackingKind
@@ -196,7 +196,9 @@ def _unzipped(member: str | None, size: int, read_at: ReadAt) -> Iterator[bytes]
     with open_zip(size, read_at) as archive:
         entry = zip_entry(archive, member)
         try:
-            with archive.open(entry) as file:
+            with archive.open(entry) as opened:
+                # Not read(): it asks for all that fills the answer.
+                file = cast("zipfile.ZipExtFile", opened)
                 while chunk := file.read1(_BLOCK_BYTES):
                     yield chunk
         except _ZIP_ERRORS as error:
