@@ -39,6 +39,10 @@ class IntervalSet:
         """The lowest interval."""
         return (-self._keys[-1], self._ends[-1]) if self._keys else None
 
+    def last(self) -> tuple[int, int] | None:
+        """The highest interval."""
+        return (-self._keys[0], self._ends[0]) if self._keys else None
+
     def at(self, number: int) -> tuple[int, int] | None:
         """What is left, from *number* on, of the interval that holds it."""
         at = bisect_left(self._keys, -number)

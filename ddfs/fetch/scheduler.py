@@ -62,6 +62,10 @@ MAX_WRITERS: Final = 8
 # A reader's piece is moved elsewhere when it comes there in less than half the time and
 # this much sooner; moving cuts connections.
 WANT_GAIN_SECONDS: Final = 0.3
+# Who needs longer for one piece, and twice as long as the fastest, works from the end of the
+# file: the whole-file hash comes there last, and would wait for its pieces anywhere else.
+BACK_SECONDS: Final = 0.5
+
 # Contested pieces looked at for one mirror; those in front come first.
 CONTESTED_AT_ONCE: Final = 64
 # Wanted pieces looked at per decision; the oldest come first.
@@ -149,6 +153,9 @@ class Scheduler(FetchState):
             return None
         if (interval := self.table.free.first()) is not None:
             first, end = interval
+            if self._is_for_the_back(mirror):
+                first, end = self.table.free.last() or interval
+                first = max(first, end - self._run_pieces(mirror))
             return self._start_free(mirror, first, end, now)
         return self._steal(mirror, now) or self._duplicate(mirror, now)
 
@@ -201,15 +208,33 @@ class Scheduler(FetchState):
         latency = RUN_LATENCIES * (standing.latency or 0.0)
         wanted = min(max(standing.rate * max(RUN_SECONDS, latency), MIN_RUN_BYTES), MAX_RUN_BYTES)
         # Towards the end half of its fair share, so that all end together and in order.
-        others = sum(self._rate_of(run) for m, run in self._busy.items() if m != mirror)
+        others = self._rate_of_others(mirror)
         fair = 0.5 * left * standing.rate / (standing.rate + others) if others else left
         return min(wanted, max(fair, MIN_RUN_BYTES, standing.rate * latency))
+
+    def _rate_of_others(self, mirror: int) -> float:
+        """What all others bring, those included that are idle for this moment."""
+        return sum(
+            self._rate_of(self._busy[m.index]) if m.index in self._busy else m.rate or 0.0
+            for m in self.mirrors[: self.lanes.width if self.lanes is not None else None]
+            if m.index != mirror and m.is_usable(self._now)
+        )
+
+    def _run_pieces(self, mirror: int) -> int:
+        return max(1, round(self._run_bytes(mirror) / self.grid.piece_length))
 
     def _run_end(self, mirror: int, first: int, end: int) -> int:
         if self.mirrors[mirror].is_rangeless:
             return end
-        count = max(1, round(self._run_bytes(mirror) / self.grid.piece_length))
-        return min(end, first + count)
+        return min(end, first + self._run_pieces(mirror))
+
+    def _is_for_the_back(self, mirror: int) -> bool:
+        standing = self.mirrors[mirror]
+        if standing.rate is None or standing.is_rangeless:
+            return False
+        fastest = max((self._rate_of(run) for run in self._busy.values()), default=0.0)
+        is_slow = standing.rate * BACK_SECONDS < self.grid.piece_length
+        return is_slow and 2 * standing.rate < fastest
 
     def _start_free(self, mirror: int, first: int, end: int, now: float) -> Ask:
         end = self._run_end(mirror, first, end)
