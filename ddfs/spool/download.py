@@ -22,7 +22,8 @@ from ddfs.fetch.transport import Transport
 from ddfs.model import Manifest
 from ddfs.spool.beside import beside
 from ddfs.spool.journal import sync_directory
-from ddfs.spool.partial import PartialFile, storage_errors
+from ddfs.spool.partial import PartialFile, set_aside, storage_errors
+from ddfs.spool.regain import regain
 from ddfs.spool.seed import plant
 
 # The data of a download is readable by its owner until it is verified; then by whom the
@@ -42,7 +43,8 @@ async def download(
 ) -> TransferReport:
     """Fetch *manifest* into *destination*, which must not exist.
 
-    What *seeds* have of it is not asked of any mirror (:mod:`ddfs.spool.seed`).
+    What *seeds* have of it is not asked of any mirror (:mod:`ddfs.spool.seed`), nor what an
+    unfinished download of another content under this name left behind.
     ``started`` gets the transfer before its first request, for whoever shows progress.
     Failed or cancelled, the partial file stays and the next call goes on from it.
     Raises what :meth:`ddfs.fetch.transfer.Transfer.run` raises, and
@@ -50,15 +52,13 @@ async def download(
     :class:`errors.StorageFullError`, :class:`errors.AlreadyRunningError`.
     """
     _refuse_existing(destination)
-    partial = await trio.to_thread.run_sync(
-        PartialFile.open,
-        beside(destination, "part"),
-        beside(destination, "journal"),
-        manifest,
-    )
+    partial = await trio.to_thread.run_sync(_open, destination, manifest)
     try:
         _refuse_without_room(destination, manifest, partial)
-        await plant(partial, manifest, seeds)
+        await regain(partial, manifest)
+        older = beside(destination, "older")
+        await plant(partial, manifest, (*seeds, older) if older.is_file() else seeds)
+        older.unlink(missing_ok=True)
         transfer = Transfer(manifest, partial, transport, observer=observer, location=location)
         started(transfer)
         report = await transfer.run()
@@ -67,6 +67,14 @@ async def download(
     finally:
         partial.close()
     return report
+
+
+def _open(destination: Path, manifest: Manifest) -> PartialFile:
+    path, journal = beside(destination, "part"), beside(destination, "journal")
+    if manifest.pieces is not None:
+        with storage_errors(path):
+            set_aside(path, journal, manifest, beside(destination, "older"))
+    return PartialFile.open(path, journal, manifest)
 
 
 def _refuse_existing(destination: Path) -> None:

@@ -30,6 +30,7 @@ from ddfs.spool import reading
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.ports import Heads, Inspector, Ledger, Storage, Unpack
 from ddfs.spool.queue import Place
+from ddfs.spool.regain import regain
 from ddfs.spool.room import MakeRoom, reserve
 from ddfs.spool.seed import plant
 from ddfs.spool.unpacking import room_for, unpack
@@ -199,6 +200,7 @@ class Fetch:
             storage.journal_path(content_id),
             manifest,
         )
+        await regain(self._partial, manifest)
         await plant(self._partial, manifest, self._seeds)
         storage.note_written(content_id, self._partial.bytes_here)
         await self._transmit(manifest, self._partial)

@@ -102,6 +102,30 @@ class PartialFile:
             self.fd = -1
 
 
+def set_aside(path: Path, journal_path: Path, manifest: Manifest, older: Path) -> None:
+    """Rename the partial file at *path* to *older* if it is of another content; blocks.
+
+    Nothing happens while somebody fetches into it. Raises OSError.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        journal = Journal.open(journal_path)
+        if journal is None:
+            return
+        journal.close()
+        if journal.header.content_id != manifest.content_id and journal.bytes_here:
+            journal_path.unlink()
+            path.rename(older)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)
+
+
 def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
