@@ -27,6 +27,8 @@ from ddfs.control import server
 from ddfs.control.host import Host, HostFigures
 from ddfs.control.later import LaterStarts
 from ddfs.control.metrics import HostMetrics
+from ddfs.fetch import certificates
+from ddfs.fetch.access import Grants
 from ddfs.fetch.transport import Transport
 from ddfs.fuse.pool import TemplatePool
 from ddfs.fuse.shown import ShownTemplates
@@ -108,7 +110,7 @@ async def _serve_on(
     domains = Domains(libvirt)
     changes = Changes(keeper)
     heads = HeadStore(settings.state_dir)
-    async with Transport() as transport, trio.open_nursery() as fetching:
+    async with _transport(settings) as transport, trio.open_nursery() as fetching:
         spool = Spool(
             Surroundings(
                 storage=storage,
@@ -119,6 +121,7 @@ async def _serve_on(
                 location=settings.network.location,
                 ledger_limiter=ledger_limiter,
                 unpack=unpack,
+                grants=_Grants(catalogue, transport, ledger_limiter).of,
             ),
             on_change=changes.content_changed,
         )
@@ -255,6 +258,31 @@ class Changes:
             self._pool.underlay.unlink(template.file_name)
         else:
             self._pool.underlay.link(template.file_name, published.path)
+
+
+def _transport(settings: Settings) -> Transport:
+    return Transport(
+        ca_directory=certificates.directory_of(settings.state_dir),
+        allow_networks=settings.network.allow_networks,
+    )
+
+
+class _Grants:
+    """With what the origins of a content are asked: what is declared about all its names."""
+
+    def __init__(
+        self, catalogue: Catalogue, transport: Transport, limiter: trio.CapacityLimiter
+    ) -> None:
+        self._catalogue = catalogue
+        self._transport = transport
+        self._limiter = limiter
+
+    async def of(self, content_id: str) -> Grants:
+        """Files with secrets are read anew. Raises :class:`errors.InvalidValueError`."""
+        declared = await trio.to_thread.run_sync(
+            self._catalogue.declarations, content_id, limiter=self._limiter
+        )
+        return await self._transport.grants(declared)
 
 
 class _Inspector:

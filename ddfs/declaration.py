@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
+from urllib.parse import unquote
 
 from ddfs import errors
 from ddfs.model import MAX_SIZE, Digest, ImageFormat
@@ -21,7 +23,23 @@ from ddfs.model import MAX_SIZE, Digest, ImageFormat
 SECRET_KEYS: Final = frozenset({"headers"})
 
 # RFC 9110 section 5.6.2: what a field name is made of. A value may not break its line.
-_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}:[^\r\n\0]{0,8192}")
+_HEADER: Final = re.compile(
+    r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}):([^\x00-\x08\x0a-\x1f\x7f]{0,8192})"
+)
+
+# What each request says by itself, or what is for the connection alone (RFC 9110 sections 7.2,
+# 7.6, 13.1 and 14, RFC 9112 section 6): another value would make the answer another one.
+_ENGINE_HEADERS: Final = frozenset(
+    {
+        *("host", "range", "if-range", "if-match", "if-none-match"),
+        *("if-modified-since", "if-unmodified-since", "accept-encoding", "content-length"),
+        *("transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect"),
+        *("proxy-authorization", "proxy-connection"),
+    }
+)
+
+# scheme://user:password@ at the start of an address; the last "@" before the path counts.
+_LOGIN: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)@")
 
 # More than any login takes.
 MAX_HEADERS: Final = 32
@@ -35,13 +53,14 @@ MAX_CHECK_EVERY_SECONDS: Final = 366 * 86400
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """With what the origin of a source is asked.
+    """With what the origin (scheme, host and port) of a source is asked, and no other.
 
     ``headers`` are lines ``Name: value``; ``headers_file`` has such lines and is read when
     needed, so that a secret can change. ``netrc_file`` is in netrc's form, ``token_file``
     has a bearer token. ``client_cert`` and ``client_key`` are PEM files (the key may be in
-    the former), ``ca_file`` a PEM bundle that is trusted beside the host's. All paths are
-    absolute.
+    the former), ``ca_file`` a PEM bundle that is trusted beside the host's, for the mirrors
+    too. A login in the source (``https://user:password@host/``) becomes one of the headers.
+    All paths are absolute.
     """
 
     headers: tuple[str, ...] = ()
@@ -82,10 +101,22 @@ class Declaration:
     access: Access = Access()
 
     def __post_init__(self) -> None:
+        self._move_login()
         if self.size is not None and not 0 < self.size <= MAX_SIZE:
             raise errors.InvalidValueError(f"size: {self.size} bytes cannot be")
         if self.unverified and (self.checksum or self.checksum_url):
             raise errors.InvalidValueError("unverified: there is a checksum to verify it by")
+
+    def _move_login(self) -> None:
+        """A login in the source becomes a header: sources are shown, headers are not."""
+        source, header = _without_login(self.source)
+        if header is None:
+            return
+        if any(header_of(line)[0].lower() == "authorization" for line in self.access.headers):
+            raise errors.InvalidValueError("headers: Authorization, and a login in the source")
+        access = dataclasses.replace(self.access, headers=(*self.access.headers, header))
+        object.__setattr__(self, "source", source)
+        object.__setattr__(self, "access", access)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
@@ -95,6 +126,10 @@ class Declaration:
         """
         for problem in problems_of(plain):
             raise errors.InvalidValueError(problem)
+        return cls._made(plain)
+
+    @classmethod
+    def _made(cls, plain: Mapping[str, Any]) -> Self:
         values = {key: _READERS[key](value) for key, value in plain.items() if value is not None}
         access = {key: values.pop(key) for key in _ACCESS_KEYS if key in values}
         return cls(**values, access=Access(**access))
@@ -126,12 +161,7 @@ def problems_of(plain: Mapping[str, Any]) -> list[str]:
                 problems.append(text if text.startswith(f"{key}: ") else f"{key}: {text}")
     if not problems:
         try:
-            Declaration(
-                plain["source"],
-                checksum_url=plain.get("checksum_url"),
-                checksum=Digest.parse(plain["checksum"]) if plain.get("checksum") else None,
-                unverified=bool(plain.get("unverified")),
-            )
+            Declaration._made(plain)
         except errors.InvalidValueError as error:
             problems.append(str(error))
     return problems
@@ -181,14 +211,52 @@ def _check_every(value: Any) -> int:
     return seconds
 
 
+def header_of(line: str) -> tuple[str, str]:
+    """Name and value of a line ``Name: value``; :class:`errors.InvalidValueError`.
+
+    No error says the value: it may be a secret.
+    """
+    match = _HEADER.fullmatch(line)
+    if match is None:
+        raise errors.InvalidValueError("not one line 'Name: value' without control characters")
+    if match[1].lower() in _ENGINE_HEADERS:
+        raise errors.InvalidValueError(
+            f"{match[1]} is set by ddfs itself, for each request as it needs it; leave it out"
+        )
+    return match[1], match[2].strip()
+
+
 def _headers(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or len(value) > MAX_HEADERS:
         raise errors.InvalidValueError(f"a list of at most {MAX_HEADERS} lines 'Name: value'")
     for number, line in enumerate(value, 1):
-        # The line itself is not said: it may be a secret.
-        if not isinstance(line, str) or _HEADER.fullmatch(line) is None:
-            raise errors.InvalidValueError(f"number {number} is no line 'Name: value'")
+        if not isinstance(line, str):
+            raise errors.InvalidValueError(f"number {number} is no text")
+        try:
+            header_of(line)
+        except errors.InvalidValueError as error:
+            raise errors.InvalidValueError(f"number {number}: {error}") from None
     return tuple(value)
+
+
+def _without_login(address: str) -> tuple[str, str | None]:
+    """*address* without user name and password, and the header that says them."""
+    match = _LOGIN.match(address)
+    if match is None:
+        return address, None
+    if match[1].lower() not in ("http", "https"):
+        raise errors.InvalidValueError("source: a login in the address is for http and https")
+    user, _, password = match[2].partition(":")
+    pair = f"{unquote(user)}:{unquote(password)}".encode()
+    header = f"Authorization: Basic {b64encode(pair).decode('ascii')}"
+    return f"{match[1]}://{address[match.end() :]}", header
+
+
+def _address(value: Any) -> str:
+    address = _text(value)
+    if _LOGIN.match(address):
+        raise errors.InvalidValueError("with a login in it; put that into a netrc_file")
+    return address
 
 
 def _plain(value: Any) -> Any:
@@ -203,9 +271,9 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "source": _text,
     "format": lambda value: ImageFormat.parse(_text(value)),
     "checksum": lambda value: Digest.parse(_text(value)),
-    "checksum_url": _text,
+    "checksum_url": _address,
     "unpacked_checksum": lambda value: Digest.parse(_text(value)),
-    "signature": _text,
+    "signature": _address,
     "keyring": _path,
     "file": _text,
     "size": _whole,

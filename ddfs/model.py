@@ -214,12 +214,15 @@ class Mirror:
 
     ``priority`` is RFC 5854's: 1 to 999999, lower is better. ``location`` is a lower-case
     ISO 3166-1 alpha-2 code. ``max_connections`` is what the document allows to this mirror.
+    ``named_from`` is the network that the document which names it came from: a special block
+    in CIDR notation, or empty for the public network; None where the operator named it.
     """
 
     url: str
     priority: int = LOWEST_PRIORITY
     location: str | None = None
     max_connections: int | None = None
+    named_from: str | None = None
 
 
 class PackingKind(enum.Enum):

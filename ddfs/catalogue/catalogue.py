@@ -10,7 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
-from sqlalchemy import URL, Connection, Engine, create_engine, delete, event, func, insert, select
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Row,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy import update as update_
 from sqlalchemy.dialects.sqlite import insert as upsert
 
@@ -18,7 +29,7 @@ from ddfs import errors
 from ddfs.catalogue import migrate, rows, schema
 from ddfs.catalogue.failures import translated
 from ddfs.declaration import Declaration
-from ddfs.model import ImageFormat, Manifest, SpoolReference, SpoolState, Template
+from ddfs.model import ImageFormat, Manifest, Mirror, SpoolReference, SpoolState, Template
 
 FILE_NAME: Final = "catalogue.db"
 
@@ -128,7 +139,18 @@ class Catalogue:
             found = connection.execute(
                 select(table.c.source, table.c.declaration).where(table.c.name == name)
             ).one()
-            return Declaration.from_plain({"source": found.source, **json.loads(found.declaration)})
+            return _declaration_of(found)
+
+    def declarations(self, content_id: str) -> list[Declaration]:
+        """What was declared about the names of a content, the newest last."""
+        table = schema.template
+        with self._transaction() as connection:
+            found = connection.execute(
+                select(table.c.source, table.c.declaration)
+                .where(table.c.content_id == content_id)
+                .order_by(table.c.row)
+            )
+            return [_declaration_of(row) for row in found]
 
     def manifest(self, content_id: str) -> Manifest:
         """The manifest of a content that some template or reference has; else ``ValueError``."""
@@ -285,6 +307,8 @@ class Catalogue:
         self, connection: Connection, known: Manifest | None, manifest: Manifest
     ) -> None:
         there = {mirror.url for mirror in known.mirrors} if known else set()
+        for mirror in manifest.mirrors:
+            self._name_again(connection, known, mirror)
         fresh = {m.url: m for m in manifest.mirrors if m.url not in there}.values()
         first, room = len(there), MAX_MIRRORS - len(there)
         values = [
@@ -293,6 +317,21 @@ class Catalogue:
         ]
         if values:
             connection.execute(insert(schema.mirror), values)
+
+    def _name_again(self, connection: Connection, known: Manifest | None, named: Mirror) -> None:
+        """Of two who name a mirror, the one nearer to it counts: the operator, or who is in
+        a special network himself.
+        """
+        there = next((m for m in known.mirrors if m.url == named.url), None) if known else None
+        if known is None or there is None or there.named_from is None:
+            return
+        if named.named_from is None or (named.named_from and not there.named_from):
+            table = schema.mirror
+            connection.execute(
+                update_(table)
+                .where(table.c.content_id == known.content_id, table.c.url == named.url)
+                .values(named_from=named.named_from)
+            )
 
     def _drop_unused(
         self, connection: Connection, content_id: str, *, even_published: bool
@@ -318,6 +357,10 @@ _TEMPLATES: Final = select(
     schema.content.c.packing,
     schema.content.c.piece_length.is_not(None).label("has_pieces"),
 ).join_from(schema.template, schema.content)
+
+
+def _declaration_of(row: Row[Any, Any]) -> Declaration:
+    return Declaration.from_plain({"source": row.source, **json.loads(row.declaration)})
 
 
 def _engine(path: Path) -> Engine:

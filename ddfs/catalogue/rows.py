@@ -89,6 +89,7 @@ def mirror_values(content_id: str, position: int, mirror: Mirror) -> Values:
         "priority": mirror.priority,
         "location": mirror.location,
         "max_connections": mirror.max_connections,
+        "named_from": mirror.named_from,
     }
 
 
@@ -111,7 +112,7 @@ def manifest_of(row: Row[Any], mirrors: tuple[Mirror, ...]) -> Manifest:
 
 def mirror_of(row: Row[Any]) -> Mirror:
     """The mirror of a row."""
-    return Mirror(row.url, row.priority, row.location, row.max_connections)
+    return Mirror(row.url, row.priority, row.location, row.max_connections, row.named_from)
 
 
 def template_of(row: Row[Any]) -> Template:

@@ -101,6 +101,8 @@ mirror = Table(
     Column("priority", Integer, nullable=False),
     Column("location", Text),
     Column("max_connections", Integer),
+    # As in model.Mirror: NULL where the operator named it, or nobody remembers who did.
+    Column("named_from", Text),
 )
 
 # A name bound to a content. Written once at registering, never changed, deleted by

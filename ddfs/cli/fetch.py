@@ -13,10 +13,9 @@ import trio
 from ddfs import config, errors
 from ddfs.cli.destination import destination_of, refuse_taken
 from ddfs.cli.fetch_request import FetchRequest
-from ddfs.cli.resolving import resolve
+from ddfs.cli.resolving import resolve, transport_of
 from ddfs.fetch.events import FetchEvent, MirrorBlamed, MirrorFailed
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
-from ddfs.fetch.transport import Transport
 
 if TYPE_CHECKING:
     from ddfs.fetch.headstart import Headstart
@@ -60,10 +59,10 @@ async def _fetch(request: FetchRequest, headstart: Headstart | None) -> None:
     settings = config.load(request.config)
     location = settings.network.location
     limit = _limit(request.limit_rate, settings.network)
-    async with Transport(headstart) as transport:
+    async with transport_of(settings, headstart) as transport:
         transport.pacer.change(limit or None, None)
         transport.turns.change(settings.network.connections_per_host)
-        manifest = await resolve(request.declaration(), transport, location)
+        manifest, grants = await resolve(transport, request.declaration(), settings)
         destination = destination_of(request.output, manifest.name)
         refuse_taken(destination)
         watch = _Watch(manifest, destination, as_json=request.as_json)
@@ -79,6 +78,7 @@ async def _fetch(request: FetchRequest, headstart: Headstart | None) -> None:
                 started=watch.start,
                 location=location,
                 seeds=[Path(seed) for seed in request.seeds],
+                grants=grants,
             )
 
         watch.report(await watch.while_running(run))

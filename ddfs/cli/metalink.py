@@ -69,9 +69,9 @@ def show(
     from ddfs.cli.resolving import resolve_once
     from ddfs.declaration import Declaration
 
-    location = session_of(context).settings.network.location
+    settings = session_of(context).settings
     declared = {"source": source, "checksum": checksum, "file": file}
-    manifest = trio.run(resolve_once, Declaration.from_plain(declared), location)
+    manifest = trio.run(resolve_once, Declaration.from_plain(declared), settings)
     if as_json:
         output.print_json(_described(manifest))
         return

@@ -5,18 +5,39 @@ from __future__ import annotations
 import dataclasses
 
 from ddfs import source
+from ddfs.config import Settings
 from ddfs.declaration import Declaration
+from ddfs.fetch.access import Grants
+from ddfs.fetch.certificates import directory_of
+from ddfs.fetch.headstart import Headstart
 from ddfs.fetch.transport import Transport
 from ddfs.model import Manifest
 
 
-async def resolve_once(declaration: Declaration, location: str | None) -> Manifest:
+def transport_of(settings: Settings, headstart: Headstart | None = None) -> Transport:
+    """A transport of one's own, with what the settings say about whom to trust."""
+    return Transport(
+        headstart,
+        ca_directory=directory_of(settings.state_dir),
+        allow_networks=settings.network.allow_networks,
+    )
+
+
+async def resolve_once(declaration: Declaration, settings: Settings) -> Manifest:
     """The manifest of what is declared, over a transport of its own."""
-    async with Transport() as transport:
-        return await resolve(declaration, transport, location)
+    async with transport_of(settings) as transport:
+        manifest, _ = await resolve(transport, declaration, settings)
+        return manifest
 
 
-async def resolve(declaration: Declaration, transport: Transport, location: str | None) -> Manifest:
-    """The manifest of what is declared, of the file itself: it is not unpacked."""
-    manifest = await source.resolve(declaration, documents=transport, location=location)
-    return dataclasses.replace(manifest, packing=None)
+async def resolve(
+    transport: Transport, declaration: Declaration, settings: Settings
+) -> tuple[Manifest, Grants]:
+    """The manifest of what is declared, and with what its mirrors are to be asked.
+
+    It is that of the file itself, which is not unpacked.
+    """
+    inquiry = await transport.inquiry(declaration)
+    found = await source.resolve(declaration, documents=inquiry, location=settings.network.location)
+    manifest = dataclasses.replace(inquiry.attributed(found), packing=None)
+    return manifest, inquiry.grants

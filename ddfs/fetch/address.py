@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -16,6 +17,11 @@ MAX_URL_LENGTH: Final = 8192
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
+# Scheme, host and port: what credentials and connections are for.
+Origin = tuple[str, str, int]
+# Name and value.
+Header = tuple[str, bytes]
+
 
 class AddressError(ValueError):
     """The address cannot be used; the text says why, for a person."""
@@ -23,7 +29,11 @@ class AddressError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An http or https address, taken apart. ``target`` is what the request line carries."""
+    """An http or https address, taken apart. ``target`` is what the request line carries.
+
+    ``url`` is without a login, which is in ``authorization``; ``headers`` are sent to it
+    beside those of every request.
+    """
 
     url: str
     scheme: str
@@ -31,11 +41,24 @@ class Address:
     port: int
     target: str
     authorization: str | None = None
+    headers: tuple[Header, ...] = ()
 
     @property
-    def origin(self) -> tuple[str, str, int]:
+    def origin(self) -> Origin:
         """What a connection is for."""
         return self.scheme, self.host, self.port
+
+    def with_headers(self, headers: tuple[Header, ...]) -> Address:
+        """The same, with what its origin is sent."""
+        return self if headers == self.headers else replace(self, headers=headers)
+
+    def merged(self, standard: Sequence[Header]) -> list[Header]:
+        """All headers of a request: *standard*, and over them those of this address."""
+        own = {name.lower(): (name, value) for name, value in self.headers}
+        if self.authorization is not None:
+            login = self.authorization.encode("ascii")
+            own.setdefault("authorization", ("Authorization", login))
+        return [header for header in standard if header[0].lower() not in own] + [*own.values()]
 
     @property
     def host_header(self) -> str:
@@ -67,6 +90,7 @@ class Address:
             target += "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]")
         authorization = None
         if parts.username is not None:
+            url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             authorization = "Basic " + b64encode(pair.encode()).decode("ascii")
         real_port = port if port is not None else _DEFAULT_PORTS[parts.scheme]
@@ -78,19 +102,26 @@ _MAX_MESSAGE: Final = 120
 
 
 def in_one_line(error: Exception) -> str:
-    """What a library says about a failure, short and printable."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """What a library says about a failure, or what it has it from; short and printable."""
+    speaker: BaseException | None = error
+    while speaker is not None and not str(speaker).strip():
+        speaker = speaker.__cause__ or speaker.__context__
+    text = " ".join(str(speaker or type(error).__name__).split())
     plain = "".join(c if c.isprintable() else "?" for c in text)
     return plain if len(plain) <= _MAX_MESSAGE else plain[:_MAX_MESSAGE] + "…"
 
 
-def redirected(base: Address, location: str) -> Address:
+def redirected(base: Address, location: str, *, may_leave_tls: bool = False) -> Address:
     """Where a redirect from *base* leads. Raises :class:`AddressError`.
 
-    From https to http never: what a trusted server says would travel unprotected. Other
-    schemes are refused, so a server cannot make us read local files.
+    From https to http never, unless a hash that came over a trusted way says what has to
+    come (*may_leave_tls*): what a trusted server says would travel unprotected. Other
+    schemes are refused, so a server cannot make us read local files. A login stays with its
+    origin.
     """
     target = Address.parse(urljoin(base.url, location.strip()))
-    if base.scheme == "https" and target.scheme == "http":
+    if base.scheme == "https" and target.scheme == "http" and not may_leave_tls:
         raise AddressError(f"it redirects from https to {target.url}, which is refused")
+    if target.authorization is None and target.origin == base.origin:
+        target = replace(target, authorization=base.authorization)
     return target

@@ -52,10 +52,14 @@ class ResponseHead:
 
 
 class Connection:
-    """A socket to one origin. Everything but :meth:`abort` belongs to the using thread."""
+    """A socket to one origin. Everything but :meth:`abort` belongs to the using thread.
 
-    def __init__(self, address: Address, sock: socket.socket) -> None:
+    ``peer`` is the address of the other end.
+    """
+
+    def __init__(self, address: Address, sock: socket.socket, peer: str = "") -> None:
         self.address = address
+        self.peer = peer
         self.is_reusable = False
         self.was_used = False
         self._sock = sock
@@ -87,6 +91,11 @@ class Connection:
         """Give the descriptor back; only once no thread uses the connection."""
         socket.socket.close(self._sock)
 
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """What it trusts and shows; None without TLS."""
+        return self._sock.context if isinstance(self._sock, ssl.SSLSocket) else None
+
     def is_alive(self) -> bool:
         """Whether an idle connection can take another request: open and nothing to read."""
         poll = select.poll()
@@ -106,15 +115,14 @@ class Connection:
             self._handshake(deadline)
         self.is_reusable = False
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        headers = [
-            ("Host", address.host_header),
-            ("User-Agent", f"ddfs/{__version__}"),
-            ("Accept", "*/*"),
-            ("Accept-Encoding", "identity"),
-            ("Range", f"bytes={first}-{last}"),
+        standard = [
+            ("Host", address.host_header.encode("ascii")),
+            ("User-Agent", f"ddfs/{__version__}".encode()),
+            ("Accept", b"*/*"),
+            ("Accept-Encoding", b"identity"),
+            ("Range", b"bytes=%d-%d" % (first, last)),
         ]
-        if address.authorization is not None:
-            headers.append(("Authorization", address.authorization))
+        headers = [(name.encode("ascii"), value) for name, value in address.merged(standard)]
         try:
             head = parser.send(h11.Request(method="GET", target=address.target, headers=headers))
             tail = parser.send(h11.EndOfMessage())

@@ -6,17 +6,20 @@ httpx is loaded at the first request, because it costs a tenth of a second.
 from __future__ import annotations
 
 import os
-import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from ddfs import __version__, errors
+from ddfs.fetch.access import PLAIN, Terms
 from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, in_one_line, redirected
 from ddfs.fetch.connection import parse_content_range
+from ddfs.fetch.dialing import network_of_peer, permitted_addresses
+from ddfs.fetch.networks import Network
+from ddfs.fetch.trust import Trust
 from ddfs.model import ByteRange, KiB, MiB
 
 if TYPE_CHECKING:
@@ -30,6 +33,9 @@ MAX_SMALL_RANGE: Final = 8 * MiB
 _SILENCE_SECONDS: Final = 20.0
 _TOTAL_SECONDS: Final = 120.0
 _CLOSE_SECONDS: Final = 2.0
+# To connect; to one of several addresses of a host, before the next is tried.
+_CONNECT_SECONDS: Final = 10.0
+_NEXT_ADDRESS_SECONDS: Final = 2.0
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _READ_BYTES: Final = 64 * KiB
@@ -78,47 +84,34 @@ class Look:
         return headers.get("last-modified") or headers.get("etag") or ""
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A response whose body is not read yet, and whose it is, after redirects."""
+
+    response: httpx.Response
+    address: Address
+    network: str
+
+
 class Documents:
-    """Small requests. Each is independent; any number may run at once."""
+    """Small requests. Each is independent; any number may run at once.
 
-    def __init__(self) -> None:
-        self._client: httpx.AsyncClient | None = None
-        self._context: ssl.SSLContext | None = None
+    ``allow_networks`` are those that a remote document may name.
+    """
 
-    async def aclose(self) -> None:
-        """Close what is open."""
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.aclose()
+    def __init__(self, trust: Trust, allow_networks: Sequence[Network] = ()) -> None:
+        self._trust = trust
+        self._allow_networks = allow_networks
 
-    @property
-    def tls(self) -> ssl.SSLContext:
-        """The host's trust store; ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace it."""
-        if self._context is None:
-            self._context = ssl.create_default_context()
-        return self._context
-
-    @property
-    def client(self) -> httpx.AsyncClient:
-        """The one client. It obeys ``http_proxy`` and its kin, and follows no redirects."""
-        if self._client is None:
-            import httpx  # a tenth of a second, spent when the first document is read
-
-            self._client = httpx.AsyncClient(
-                verify=self.tls,
-                timeout=httpx.Timeout(_SILENCE_SECONDS, connect=10.0),
-                headers={"User-Agent": f"ddfs/{__version__}", "Accept": "*/*"},
-                follow_redirects=False,
-                # Each request has a connection of its own: what a server sends beyond one
-                # answer would be taken for the next.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-            )
-        return self._client
-
-    async def read_document(self, url: str, *, max_bytes: int) -> FetchedDocument:
+    async def read_document(
+        self, url: str, *, max_bytes: int, terms: Terms = PLAIN
+    ) -> FetchedDocument:
         """See :meth:`transport.Transport.read_document`."""
+        # What a document says is believed: it never comes unprotected from a protected place.
+        terms = replace(terms, may_leave_tls=False)
         async with self._translated(url):
-            async with self.respond("GET", url, {}) as response:
+            async with self.respond("GET", url, {}, terms) as reply:
+                response = reply.response
                 _expect(response, url, 200)
                 data = bytearray()
                 async with body_of(response, response.aiter_bytes(_READ_BYTES)) as parts:
@@ -130,29 +123,31 @@ class Documents:
                             )
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 return FetchedDocument(
-                    bytes(data), str(response.url), headers.get("content-type"), headers
+                    bytes(data), reply.address.url, headers.get("content-type"), headers
                 )
 
-    async def size_of(self, url: str) -> int:
+    async def size_of(self, url: str, terms: Terms = PLAIN) -> int:
         """See :meth:`transport.Transport.size_of`."""
-        look = await self.look_at(url)
+        look = await self.look_at(url, terms)
         if look.size is None:
             raise errors.MirrorError(url, "does not say how large the file is")
         return look.size
 
-    async def look_at(self, url: str) -> Look:
+    async def look_at(self, url: str, terms: Terms = PLAIN) -> Look:
         """See :meth:`transport.Transport.look_at`."""
         plain = {"Accept-Encoding": "identity"}
         answers: list[Answer] = []
         async with self._translated(url):
-            async with self.respond("HEAD", url, plain, answers) as response:
+            async with self.respond("HEAD", url, plain, terms, answers) as reply:
+                response = reply.response
                 size = _stated_length(response) if response.status_code == 200 else None
                 if size is not None:
                     return Look(size, tuple(answers))
             # Some servers refuse HEAD, or have no length for it; a part names the total.
             answers.clear()
             ranged = plain | {"Range": "bytes=0-0"}
-            async with self.respond("GET", url, ranged, answers) as response:
+            async with self.respond("GET", url, ranged, terms, answers) as reply:
+                response = reply.response
                 if response.status_code == 206:
                     parsed = parse_content_range(response.headers.get("content-range", ""))
                     size = parsed[2] if parsed is not None else None
@@ -165,7 +160,9 @@ class Documents:
                     size = _stated_length(response)
                 return Look(size, tuple(answers))
 
-    async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
+    async def read_range(
+        self, url: str, wanted: ByteRange, *, size: int | None, terms: Terms = PLAIN
+    ) -> bytes:
         """See :meth:`transport.Transport.read_range`."""
         if len(wanted) > MAX_SMALL_RANGE:
             raise ValueError(f"{len(wanted)} bytes are no small range")
@@ -174,7 +171,8 @@ class Documents:
             "Range": f"bytes={wanted.start}-{wanted.end - 1}",
         }
         async with self._translated(url):
-            async with self.respond("GET", url, headers) as response:
+            async with self.respond("GET", url, headers, terms) as reply:
+                response = reply.response
                 skip = _check_range(response, url, wanted, size)
                 data = bytearray()
                 async with body_of(response, response.aiter_raw(_READ_BYTES)) as parts:
@@ -194,11 +192,14 @@ class Documents:
         method: str,
         url: str,
         headers: Mapping[str, str],
+        terms: Terms = PLAIN,
         answers: list[Answer] | None = None,
-    ) -> AsyncIterator[httpx.Response]:
-        """The response to a request, with redirects followed; its body is not read yet.
+    ) -> AsyncIterator[Reply]:
+        """The reply to a request, with redirects followed; its body is not read yet.
 
-        *answers* gets what each server on the way said, the last one too.
+        Who redirects to another origin names it: from then on the address is judged by the
+        network that he was reached in. *answers* gets what each server on the way said, the
+        last one too.
         """
         address = _parse(url, url)
         seen: set[str] = set()
@@ -206,23 +207,97 @@ class Documents:
             if address.url in seen or len(seen) > MAX_REDIRECTS:
                 raise errors.MirrorError(url, "redirects in a circle, or too often")
             seen.add(address.url)
-            async with self.client.stream(method, address.url, headers=headers) as response:
-                if answers is not None:
-                    answers.append(_answer(method, address, response))
-                location = response.headers.get("location")
-                if response.status_code not in _REDIRECTS or not location:
-                    yield response
-                    return
             try:
-                address = redirected(address, location)
+                async with self.exchange(method, address, headers, terms) as response:
+                    network = _network_of(response, address)
+                    if answers is not None:
+                        answers.append(_answer(method, address, response))
+                    location = response.headers.get("location")
+                    if response.status_code not in _REDIRECTS or not location:
+                        if terms.heard is not None:
+                            terms.heard(network)
+                        yield Reply(response, address, network)
+                        return
+                target = redirected(address, location, may_leave_tls=terms.may_leave_tls)
             except AddressError as error:
                 raise errors.MirrorError(url, str(error)) from None
+            except errors.InvalidValueError as error:
+                raise errors.MirrorError(url, str(error)) from None
+            if target.origin != address.origin:
+                terms = replace(terms, named_from=network)
+            address = target
+
+    @asynccontextmanager
+    async def exchange(
+        self, method: str, address: Address, headers: Mapping[str, str], terms: Terms
+    ) -> AsyncIterator[httpx.Response]:
+        """One request and its response, without redirects; raises what httpx raises.
+
+        Also :class:`AddressError` where the address is refused. Through a proxy, the proxy
+        looks names up and decides what it connects to.
+        """
+        import httpx  # a tenth of a second, spent when the first document is read
+
+        is_proxied = uses_proxy(address)
+        needs_tls = address.scheme == "https" or is_proxied
+        # Each request has a connection of its own: what a server sends beyond one answer
+        # would be taken for the next. So it has a client of its own, too, which keeps no
+        # cookie, and takes 0.1 ms.
+        async with httpx.AsyncClient(
+            verify=await self._trust.context(terms.grants, address) if needs_tls else False,
+            timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
+            follow_redirects=False,
+        ) as client:
+            sent = _headers_of(terms.grants.to(address), headers)
+            response = None
+            if terms.named_from is not None and not is_proxied:
+                response = await self._send_checked(client, method, address, sent, terms)
+            else:
+                request = client.build_request(method, address.url, headers=sent)
+                response = await client.send(request, stream=True)
+            try:
+                yield response
+            finally:
+                with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                    await response.aclose()
+
+    async def _send_checked(
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        address: Address,
+        headers: list[tuple[bytes, bytes]],
+        terms: Terms,
+    ) -> httpx.Response:
+        """As :meth:`exchange`, to an address that was looked up and checked before."""
+        import httpx
+
+        assert terms.named_from is not None
+        try:
+            permitted = await permitted_addresses(address, terms.named_from, self._allow_networks)
+        except OSError as error:
+            raise httpx.ConnectError(in_one_line(error)) from error
+        # The certificate has to be the name's; the Host field says the name already.
+        extensions = {"sni_hostname": address.host}
+        for number, candidate in enumerate(permitted, 1):
+            host = f"[{candidate}]" if ":" in candidate else candidate
+            url = f"{address.scheme}://{host}:{address.port}{address.target}"
+            last = number == len(permitted)
+            patience = _CONNECT_SECONDS if last else _NEXT_ADDRESS_SECONDS
+            timeout = httpx.Timeout(_SILENCE_SECONDS, connect=patience)
+            request = client.build_request(
+                method, url, headers=headers, extensions=extensions, timeout=timeout
+            )
+            try:
+                return await client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if last:
+                    raise
+        raise RuntimeError("no address, and no reason why")
 
     @asynccontextmanager
     async def _translated(self, url: str) -> AsyncIterator[None]:
         """Turn what httpx raises, and a request that takes for ever, into MirrorError."""
-        client = self.client
-        del client  # loaded; now its exceptions have names
         import httpx
 
         try:
@@ -269,6 +344,25 @@ def uses_proxy(address: Address) -> bool:
     if not (proxies.get(address.scheme) or proxies.get("all")):
         return False
     return not proxy_bypass(f"{address.host}:{address.port}")
+
+
+def _headers_of(address: Address, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    standard = [
+        ("Host", address.host_header.encode("ascii")),
+        ("User-Agent", f"ddfs/{__version__}".encode()),
+        ("Accept", b"*/*"),
+        *((name, value.encode("ascii")) for name, value in headers.items()),
+    ]
+    return [(name.encode("ascii"), value) for name, value in address.merged(standard)]
+
+
+def _network_of(response: httpx.Response, address: Address) -> str:
+    """Where the other end is; that of a proxy says nothing."""
+    stream = response.extensions.get("network_stream")
+    if stream is None or uses_proxy(address):
+        return network_of_peer(None)
+    peer = stream.get_extra_info("server_addr")
+    return network_of_peer(peer[0] if peer else None)
 
 
 def _parse(text: str, url: str) -> Address:

@@ -7,6 +7,7 @@ from functools import partial
 import httpx
 import trio
 
+from ddfs.fetch.access import Terms
 from ddfs.fetch.address import Address, in_one_line
 from ddfs.fetch.connection import ResponseHead
 from ddfs.fetch.documents import Documents, body_of
@@ -22,14 +23,18 @@ from ddfs.fetch.segment import (
 
 
 async def attempt(
-    documents: Documents, segment: Segment, address: Address, threads: trio.CapacityLimiter
+    documents: Documents,
+    segment: Segment,
+    address: Address,
+    threads: trio.CapacityLimiter,
+    terms: Terms,
 ) -> Outcome:
     """As :meth:`Segment.attempt`, in the event loop; hashing and writing run in a thread."""
     first, last = segment.position, segment.limit - 1
     headers = {"Accept-Encoding": "identity", "Range": f"bytes={first}-{last}"}
     try:
         with trio.CancelScope() as scope, segment.aborting(scope.cancel):
-            async with documents.client.stream("GET", address.url, headers=headers) as response:
+            async with documents.exchange("GET", address, headers, terms) as response:
                 refusal = segment.check(_head(response), first, last)
                 if refusal is not None:
                     return refusal

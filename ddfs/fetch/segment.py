@@ -180,7 +180,11 @@ class Segment:
             stale = was_used and isinstance(error, ClosedEarlyError | ConnectionError)
             if self.position - before >= MIN_ATTEMPT_BYTES or (stale and self.position == before):
                 return Broken(message)
-            final = type(error).__name__ == "SSLCertVerificationError"
+            final = type(
+                error
+            ).__name__ == "SSLCertVerificationError" or "CERTIFICATE_REQUIRED" in (
+                str(getattr(error, "reason", ""))
+            )
             return Failure(FailureKind.FINAL if final else FailureKind.TRANSIENT, message)
         except ProtocolError as error:
             return Failure(FailureKind.FINAL, str(error))

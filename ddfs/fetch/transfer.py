@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
 
 from ddfs import errors
+from ddfs.fetch.access import Grants, Terms, may_leave_tls
 from ddfs.fetch.blame import UNKNOWN, Plan
 from ddfs.fetch.committer import Committer
 from ddfs.fetch.events import (
@@ -91,8 +92,11 @@ class Transfer:
         *,
         observer: Callable[[FetchEvent], None],
         location: str | None = None,
+        grants: Grants | None = None,
     ) -> None:
-        """Mirrors at *location* (ISO 3166-1 alpha-2, lower case) are tried first."""
+        """Mirrors at *location* (ISO 3166-1 alpha-2, lower case) are tried first; *grants* are
+        with what each origin is asked.
+        """
         self._manifest = manifest
         self._target = target
         self._transport = transport
@@ -108,7 +112,7 @@ class Transfer:
         self._scheduler = Scheduler(self._grid, count, lanes=lanes, jitter=jitter)
         # One for each connection, since each follows redirects by itself.
         owners = [self._scheduler.owner(m.index) for m in self._scheduler.mirrors]
-        self._routes = [Route(self._mirrors[owner].url) for owner in owners]
+        self._routes = _routes([self._mirrors[owner] for owner in owners], manifest, grants)
         self._whole = WholeFile(manifest, target.fd, self._scheduler.table.states, self)
         self._segments: dict[int, tuple[int, Segment]] = {}
         self._received = [0] * len(self._mirrors)
@@ -460,3 +464,9 @@ class Transfer:
             self._scheduler.fetch_again(piece, not_from)
         self._whole.reopened(min(plan))
         self._wakeup.set()
+
+
+def _routes(mirrors: Iterable[Mirror], manifest: Manifest, grants: Grants | None) -> list[Route]:
+    granted = grants or Grants()
+    may_leave = may_leave_tls(granted, manifest)
+    return [Route(m.url, Terms(granted, m.named_from, may_leave)) for m in mirrors]

@@ -11,18 +11,27 @@ from __future__ import annotations
 import math
 import os
 import socket
-from dataclasses import dataclass, field
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import trio
 
 from ddfs import errors
+from ddfs.declaration import Declaration
+from ddfs.fetch.access import PLAIN, Grants, Terms, grants_of
 from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
 from ddfs.fetch.connection import Connection
+from ddfs.fetch.dialing import dial, network_of_peer, peer_of
 from ddfs.fetch.documents import Documents, FetchedDocument, Look, uses_proxy
 from ddfs.fetch.headstart import Headstart
+from ddfs.fetch.inquiry import Inquiry
 from ddfs.fetch.mirrors import Failure, FailureKind
+from ddfs.fetch.networks import PUBLIC, parse_networks, refusal
 from ddfs.fetch.pacing import Pace, Pacer
 from ddfs.fetch.segment import (
     BUFFER_BYTES,
@@ -32,6 +41,7 @@ from ddfs.fetch.segment import (
     Redirected,
     Segment,
 )
+from ddfs.fetch.trust import Trust
 from ddfs.fetch.turns import CONNECTIONS_PER_HOST, Turns
 from ddfs.model import ByteRange
 
@@ -51,17 +61,51 @@ MAX_IDLE_SECONDS: Final = 15.0
 # Threads are counted by Transport before they are asked for.
 _UNLIMITED: Final = trio.CapacityLimiter(math.inf)
 
+# Files with secrets are read in a thread: they may be anywhere.
+_SECRETS: Final = trio.CapacityLimiter(2)
+
 # A connection that breaks again and again after some bytes is a failure at last.
 MAX_BREAKS: Final = 64
 
 
 @dataclass(slots=True)
 class Route:
-    """The way to one mirror: its address, and where that redirected to last time."""
+    """The way to one mirror: its address, and where that redirected to last time.
+
+    ``network`` is that of the other end of its last connection, ``named_from`` that of who
+    redirected to ``resolved``, where that is another origin.
+    """
 
     url: str
+    terms: Terms = PLAIN
     resolved: Address | None = None
     hops: list[str] = field(default_factory=list)
+    network: str = PUBLIC
+    named_from: str | None = None
+
+    def current(self) -> tuple[Address, Terms]:
+        """What is to be asked now, and on what terms. Raises :class:`AddressError`."""
+        if self.resolved is None:
+            return Address.parse(self.url), self.terms
+        return self.resolved, replace(self.terms, named_from=self.named_from)
+
+    def follow(self, base: Address, location: str) -> None:
+        """Ask there from now on; raises :class:`AddressError`."""
+        target = redirected(base, location, may_leave_tls=self.terms.may_leave_tls)
+        self.hops.append(base.url)
+        if target.url in self.hops or len(self.hops) > MAX_REDIRECTS:
+            raise AddressError("it redirects in a circle, or too often")
+        if target.origin != base.origin:
+            # Who redirects elsewhere names it.
+            self.named_from = self.network
+        elif self.resolved is None:
+            self.named_from = self.terms.named_from
+        self.resolved = target
+
+    def forget(self) -> None:
+        """Begin with the mirror itself again."""
+        self.resolved = None
+        self.hops.clear()
 
 
 class Transport:
@@ -71,12 +115,23 @@ class Transport:
     both may be changed at any time.
     """
 
-    def __init__(self, headstart: Headstart | None = None) -> None:
-        """*headstart* has requests that are under way; its owner closes it."""
+    def __init__(
+        self,
+        headstart: Headstart | None = None,
+        *,
+        ca_directory: Path | None = None,
+        allow_networks: Sequence[str] = (),
+    ) -> None:
+        """*headstart* has requests that are under way; its owner closes it. *ca_directory* has
+        certificates that are trusted beside the host's, and *allow_networks* (CIDR) are those
+        that a remote document may name.
+        """
         self._headstart = headstart
         self.pacer = Pacer()
         self.turns = Turns(CONNECTIONS_PER_HOST)
-        self._documents = Documents()
+        self._trust = Trust(ca_directory)
+        self._allow_networks = parse_networks(allow_networks)
+        self._documents = Documents(self._trust, self._allow_networks)
         self._idle: list[tuple[float, Connection]] = []
         self._buffers: list[bytearray] = []
         self._threads = trio.CapacityLimiter(MAX_BULK_THREADS)
@@ -93,8 +148,27 @@ class Transport:
         for _, connection in self._idle:
             connection.close()
         self._idle.clear()
-        with trio.move_on_after(2.0, shield=True):
-            await self._documents.aclose()
+
+    # -- what the operator gives ------------------------------------------------------
+
+    async def grants(self, declarations: Sequence[Declaration]) -> Grants:
+        """What *declarations* give to the requests of a fetch (:mod:`ddfs.fetch.access`).
+
+        Raises :class:`errors.InvalidValueError` for a file that cannot be used.
+        """
+        if any(declaration.access for declaration in declarations):
+            read = partial(grants_of, declarations)
+            grants = await trio.to_thread.run_sync(read, limiter=_SECRETS)
+            await self._trust.check(grants)
+            return grants
+        return grants_of(declarations)
+
+    async def inquiry(self, declaration: Declaration) -> Inquiry:
+        """What asks the source of *declaration*, with what is declared about its access.
+
+        Raises :class:`errors.InvalidValueError` for a file that cannot be used.
+        """
+        return Inquiry(self._documents, declaration, await self.grants([declaration]))
 
     # -- small things ---------------------------------------------------------------
 
@@ -143,12 +217,13 @@ class Transport:
         while not segment.is_done:
             before = segment.position
             try:
-                address = route.resolved or Address.parse(route.url)
-                outcome = await self._attempt(segment, address)
+                address, terms = route.current()
+                outcome = await self._attempt(segment, terms.grants.to(address), route, terms)
                 if isinstance(outcome, Redirected):
-                    self._follow(route, address, outcome.location)
+                    route.follow(address, outcome.location)
                     continue
-            except AddressError as error:
+            except (AddressError, errors.InvalidValueError) as error:
+                route.forget()
                 return Failure(FailureKind.FINAL, str(error))
             if isinstance(outcome, Done):
                 route.hops.clear()
@@ -162,35 +237,35 @@ class Transport:
                 # Where it redirected to before may have expired: ask the mirror itself.
                 route.resolved = None
                 continue
-            route.resolved = None
-            route.hops.clear()
+            route.forget()
             return outcome
         return None
 
-    @staticmethod
-    def _follow(route: Route, base: Address, location: str) -> None:
-        target = redirected(base, location)
-        route.hops.append(base.url)
-        if target.url in route.hops or len(route.hops) > MAX_REDIRECTS:
-            route.hops.clear()
-            route.resolved = None
-            raise AddressError("it redirects in a circle, or too often")
-        route.resolved = target
-
-    async def _attempt(self, segment: Segment, address: Address) -> Outcome:
+    async def _attempt(
+        self, segment: Segment, address: Address, route: Route, terms: Terms
+    ) -> Outcome:
         async with self.turns.turn(segment, address):
-            return Done() if segment.is_aborted else await self._exchange(segment, address)
+            if segment.is_aborted:
+                return Done()
+            return await self._exchange(segment, address, route, terms)
 
-    async def _exchange(self, segment: Segment, address: Address) -> Outcome:
+    async def _exchange(
+        self, segment: Segment, address: Address, route: Route, terms: Terms
+    ) -> Outcome:
         if uses_proxy(address):
             from ddfs.fetch.proxied import attempt
 
-            return await attempt(self._documents, segment, address, self._threads)
-        connection = self._take_begun(segment, address) or self._take_idle(address)
+            route.network = network_of_peer(None)
+            return await attempt(self._documents, segment, address, self._threads, terms)
+        tls = None
+        if address.scheme == "https":
+            tls = await self._trust.context(terms.grants, address)
+        connection = self._take_begun(segment, address, terms.named_from)
+        connection = connection or self._take_idle(address, tls, terms.named_from)
         if connection is None:
             try:
                 with trio.CancelScope() as scope, segment.aborting(scope.cancel):
-                    connection = await self._connect(address)
+                    connection = await self._connect(address, tls, terms.named_from)
             except trio.TooSlowError:
                 return Failure(
                     FailureKind.TRANSIENT, f"no connection within {CONNECT_SECONDS:.0f} s"
@@ -199,6 +274,7 @@ class Transport:
                 return Failure(FailureKind.TRANSIENT, _describe_connect(error))
         if connection is None:
             return Done()  # aborted while connecting
+        route.network = network_of_peer(connection.peer)
         buffer = self._buffers.pop() if self._buffers else bytearray(BUFFER_BYTES)
         try:
             outcome = await self._in_thread(segment, connection, address, buffer)
@@ -245,41 +321,54 @@ class Transport:
         await trio.lowlevel.checkpoint_if_cancelled()
         return result[0]
 
-    def _take_begun(self, segment: Segment, address: Address) -> Connection | None:
-        if self._headstart is None:
+    def _take_begun(
+        self, segment: Segment, address: Address, named_from: str | None
+    ) -> Connection | None:
+        # Only the operator's own mirrors are asked so early.
+        if self._headstart is None or named_from is not None:
             return None
         begun = self._headstart.take(address, segment.position, segment.limit - 1)
         if begun is None:
             return None
-        connection = Connection(address, begun.sock)
+        connection = Connection(address, begun.sock, peer_of(begun.sock))
         connection.take_over(begun.request, begun.received)
         return connection
 
-    def _take_idle(self, address: Address) -> Connection | None:
+    def _take_idle(
+        self, address: Address, tls: ssl.SSLContext | None, named_from: str | None
+    ) -> Connection | None:
+        """One to the same origin, that trusts and shows the same, and that may be used."""
         now = trio.current_time()
         fresh: list[tuple[float, Connection]] = []
         found: Connection | None = None
         for since, connection in self._idle:
             if now - since > MAX_IDLE_SECONDS or not connection.is_alive():
                 connection.close()
-            elif found is None and connection.address.origin == address.origin:
+            elif (
+                found is None
+                and connection.address.origin == address.origin
+                and connection.tls is tls
+                and refusal(connection.peer, named_from, self._allow_networks) is None
+            ):
                 found = connection
             else:
                 fresh.append((since, connection))
         self._idle = fresh
         return found
 
-    async def _connect(self, address: Address) -> Connection:
+    async def _connect(
+        self, address: Address, tls: ssl.SSLContext | None, named_from: str | None
+    ) -> Connection:
         """A fresh connection, on whichever of the host's addresses answers first."""
         with trio.fail_after(CONNECT_SECONDS):
-            stream = await trio.open_tcp_stream(address.host, address.port)
+            stream, peer = await dial(address, named_from, self._allow_networks)
         sock = socket.socket(fileno=stream.socket.detach())
         sock.setblocking(False)
-        if address.scheme == "https":
-            sock = self._documents.tls.wrap_socket(
+        if tls is not None:
+            sock = tls.wrap_socket(
                 sock, server_hostname=address.host, do_handshake_on_connect=False
             )
-        return Connection(address, sock)
+        return Connection(address, sock, peer)
 
 
 def _describe_connect(error: OSError) -> str:

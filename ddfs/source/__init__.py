@@ -2,13 +2,15 @@
 
 from ddfs.source.head import Head, read_head
 from ddfs.source.packing import Look, read_packed_head
-from ddfs.source.ports import Documents, FetchedDocument
+from ddfs.source.ports import Documents, FetchedDocument, Inquiries, Inquiry
 from ddfs.source.resolving import resolve
 
 __all__ = [
     "Documents",
     "FetchedDocument",
     "Head",
+    "Inquiries",
+    "Inquiry",
     "Look",
     "read_head",
     "read_packed_head",

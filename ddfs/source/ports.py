@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ddfs.model import ByteRange
+from ddfs.declaration import Declaration
+from ddfs.model import ByteRange, Manifest
 
 
 class FetchedDocument(Protocol):
@@ -34,3 +35,19 @@ class Documents(Protocol):
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
         """Exactly those bytes, of a file of *size* if given; :class:`errors.MirrorError`."""
+
+
+class Inquiry(Documents, Protocol):
+    """Documents asked with what one declaration says about access; for that one alone."""
+
+    def attributed(self, manifest: Manifest) -> Manifest:
+        """*manifest*, which this inquiry brought, with who named each mirror."""
+        ...
+
+
+class Inquiries(Protocol):
+    """What begins an inquiry; ``fetch.transport.Transport`` is one."""
+
+    async def inquiry(self, declaration: Declaration) -> Inquiry:
+        """For one source; :class:`errors.InvalidValueError` for a file that cannot be used."""
+        ...

@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from ddfs import errors
+from ddfs.fetch.access import Grants
 from ddfs.fetch.events import FetchEvent
 from ddfs.fetch.transfer import Transfer, TransferReport
 from ddfs.fetch.transport import Transport
@@ -40,11 +41,13 @@ async def download(
     started: Callable[[Transfer], None],
     location: str | None = None,
     seeds: Sequence[Path] = (),
+    grants: Grants | None = None,
 ) -> TransferReport:
     """Fetch *manifest* into *destination*, which must not exist.
 
     What *seeds* have of it is not asked of any mirror (:mod:`ddfs.spool.seed`), nor what an
     unfinished download of another content under this name left behind.
+    *grants* are with what each origin is asked.
     ``started`` gets the transfer before its first request, for whoever shows progress.
     Failed or cancelled, the partial file stays and the next call goes on from it.
     Raises what :meth:`ddfs.fetch.transfer.Transfer.run` raises, and
@@ -59,7 +62,9 @@ async def download(
         older = beside(destination, "older")
         await plant(partial, manifest, (*seeds, older) if older.is_file() else seeds)
         older.unlink(missing_ok=True)
-        transfer = Transfer(manifest, partial, transport, observer=observer, location=location)
+        transfer = Transfer(
+            manifest, partial, transport, observer=observer, location=location, grants=grants
+        )
         started(transfer)
         report = await transfer.run()
         with trio.CancelScope(shield=True):

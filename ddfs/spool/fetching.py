@@ -14,7 +14,7 @@ are verified, has the image inspected, and publishes. The order that keeps the p
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ import trio
 
 from ddfs import errors
 from ddfs.fetch import events
+from ddfs.fetch.access import Grants
 from ddfs.fetch.transfer import Transfer, TransferStatistics
 from ddfs.fetch.transport import Transport
 from ddfs.model import HEAD_LENGTH, ByteRange, Grid, ImageFormat, Manifest, PublishedFile
@@ -75,6 +76,8 @@ class Surroundings:
     make_room: MakeRoom | None = None
     # None: packed images are not fetched.
     unpack: Unpack | None = None
+    # With what the origins of a content (its id) are asked; None: with nothing.
+    grants: Callable[[str], Awaitable[Grants]] | None = None
 
 
 class Fetch:
@@ -225,6 +228,8 @@ class Fetch:
         return await trio.to_thread.run_sync(self._with.storage.adopt, self.order.published_name)
 
     async def _transmit(self, manifest: Manifest, partial: PartialFile) -> None:
+        ask = self._with.grants
+        grants = await ask(self.order.content_id) if ask is not None else None
         self._grid = manifest.grid
         self._transfer = Transfer(
             manifest,
@@ -232,6 +237,7 @@ class Fetch:
             self._with.transport,
             observer=self._observe,
             location=self._with.location,
+            grants=grants,
         )
         for wanted in self._wanted:
             self._transfer.want(wanted)

@@ -120,7 +120,7 @@ class Templates:
         catalogue: Catalogue,
         spool: Spool,
         heads: Heads,
-        documents: source.Documents,
+        inquiries: source.Inquiries,
         inspect_head: HeadInspector,
         look: source.Look,
         *,
@@ -132,7 +132,7 @@ class Templates:
         self._catalogue = catalogue
         self._spool = spool
         self._heads = heads
-        self._documents = documents
+        self._inquiries = inquiries
         self._inspect_head = inspect_head
         self._look = look
         self._location = location
@@ -236,19 +236,22 @@ class Templates:
         name = validate_template_name(registration.name)
         declared = registration.declaration
         async with self._change(name):
-            manifest = await source.resolve(
-                declared, documents=self._documents, location=self._location
+            inquiry = await self._inquiries.inquiry(declared)
+            manifest = inquiry.attributed(
+                await source.resolve(declared, documents=inquiry, location=self._location)
             )
             existing = self._index.by_name(name)
             if existing is not None:
                 return _same_content(existing, manifest, registration)
-            return await self._register(registration, manifest)
+            return await self._register(registration, manifest, inquiry)
 
-    async def _register(self, registration: Registration, manifest: Manifest) -> Template:
+    async def _register(
+        self, registration: Registration, manifest: Manifest, documents: source.Documents
+    ) -> Template:
         declared = registration.declaration
         if manifest.size is None:
             raise errors.DocumentError(f"{declared.source}: nobody says how large it is")
-        head, manifest = await self._head(manifest)
+        head, manifest = await self._head(manifest, documents)
         for failure in head.failures:
             log.warning("%s: %s", registration.name, failure)
         # Where nobody knows to how much it unpacks, it is not found to be cut off.
@@ -286,12 +289,14 @@ class Templates:
         self._on_added(template)
         return template
 
-    async def _head(self, manifest: Manifest) -> tuple[source.Head, Manifest]:
+    async def _head(
+        self, manifest: Manifest, documents: source.Documents
+    ) -> tuple[source.Head, Manifest]:
         """The head of the image, and *manifest* with what was learnt on the way."""
         with trio.move_on_after(_HEAD_SECONDS):
             if manifest.packing is None:
-                return await source.read_head(manifest, self._documents), manifest
-            return await source.read_packed_head(manifest, self._documents, self._look)
+                return await source.read_head(manifest, documents), manifest
+            return await source.read_packed_head(manifest, documents, self._look)
         raise errors.MirrorsExhaustedError(
             f"{manifest.name}: no mirror sent its first bytes within {_HEAD_SECONDS:.0f} s"
         )

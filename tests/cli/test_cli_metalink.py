@@ -41,7 +41,13 @@ def test_make_then_show(ddfs: Ddfs, image: Path, tmp_path: Path) -> None:
         "digests": [f"sha-256:{digest}"],
         "pieces": {"algorithm": "sha-256", "piece_length": 4096, "count": 3},
         "mirrors": [
-            {"url": url, "priority": rank, "location": None, "max_connections": None}
+            {
+                "url": url,
+                "priority": rank,
+                "location": None,
+                "max_connections": None,
+                "named_from": None,
+            }
             for rank, url in enumerate(MIRRORS, start=1)
         ],
         "notes": [],

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddfs import errors
@@ -83,6 +83,8 @@ def test_what_is_no_duration(text: str) -> None:
         parse_duration(text)
 
 
+# On a busy machine the first inputs take long to make.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from([*EVERYTHING, "other"]),
@@ -97,3 +99,35 @@ def test_whatever_is_given_is_a_declaration_or_a_problem(plain: dict[str, object
     else:
         declared = Declaration.from_plain(plain)
         assert Declaration.from_plain(declared.as_plain()) == declared
+
+
+def test_a_login_in_the_source_becomes_a_header_and_is_shown_nowhere() -> None:
+    declared = Declaration.from_plain({"source": "https://user:p%40:ss@a.example:8443/x?y@z"})
+    assert declared.source == "https://a.example:8443/x?y@z"
+    assert declared.access.headers == ("Authorization: Basic dXNlcjpwQDpzcw==",)
+    assert Declaration.from_plain(declared.as_plain()) == declared
+
+
+@pytest.mark.parametrize(
+    ("plain", "said"),
+    [
+        ({"source": "https://u:geheim@a/x", "headers": ["authorization: y"]}, "headers: "),
+        ({"source": "ftp://u:geheim@a/x"}, "source: "),
+        ({"source": "https://a/x", "checksum_url": "https://u:geheim@b/y"}, "checksum_url: "),
+        ({"source": "https://a/x", "signature": "https://u:geheim@b/y"}, "signature: "),
+        ({"source": "https://a/x", "headers": ["Range: geheim"]}, "headers: number 1: Range is"),
+        ({"source": "https://a/x", "headers": ["host: geheim"]}, "headers: number 1: host is"),
+        ({"source": "https://a/x", "headers": ["A: b", "geheim"]}, "headers: number 2: "),
+        ({"source": "https://a/x", "headers": ["A: geheim\r\nB: c"]}, "headers: number 1: "),
+        ({"source": "https://a/x", "headers": ["A: geheim\x00"]}, "headers: number 1: "),
+        ({"source": "https://a/x", "headers": ["A b: geheim"]}, "headers: number 1: "),
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_refused_and_not_repeated(
+    plain: dict[str, object], said: str
+) -> None:
+    [problem] = problems_of(plain)
+    assert problem.startswith(said)
+    assert "geheim" not in problem
+    with pytest.raises(errors.InvalidValueError):
+        Declaration.from_plain(plain)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trio
 
+from ddfs.fetch.access import Grants
 from ddfs.fetch.events import FetchEvent
 from ddfs.fetch.transfer import PieceRecord, Transfer, TransferReport
 from ddfs.fetch.transport import Transport
@@ -112,12 +113,14 @@ async def fetch(
     journal: dict[int, PieceRecord] | None = None,
     limit: float = 45.0,
     events: list[FetchEvent] | None = None,
+    transport: Transport | None = None,
+    grants: Grants | None = None,
 ) -> Fetched:
     """Fetch into *path*; the test fails when it takes longer than *limit* seconds."""
     seen: list[FetchEvent] = events if events is not None else []
     with file_target(path, journal) as target:
-        async with Transport() as transport:
-            transfer = Transfer(manifest, target, transport, observer=seen.append)
+        async with transport or Transport() as used:
+            transfer = Transfer(manifest, target, used, observer=seen.append, grants=grants)
             with trio.fail_after(limit):
                 report = await transfer.run()
         return Fetched(report, target.content(), seen, target.journal)

@@ -86,6 +86,8 @@ class LabMirror:
     latency: float
     fault: str | None
     after: int
+    to: str | None = None
+    wants: str | None = None
     requests: int = 0
     bytes_sent: int = 0
     connections: int = 0
@@ -167,10 +169,13 @@ class MirrorLab:
         after: int = 512 * KiB,
         tls: ssl.SSLContext | None = None,
         host: str | None = None,
+        to: str | None = None,
+        wants: str | None = None,
     ) -> str:
         """Start a mirror of *content* (bytes, or a file); returns its URL.
 
-        *rate* is in bytes per second, *latency* in seconds to the first byte.
+        *rate* is in bytes per second, *latency* in seconds to the first byte. It redirects
+        everything *to* an address, and answers 401 to requests without the line *wants*.
         """
         if fault is not None and fault not in FAULTS:
             raise ValueError(f"no such fault: {fault}")
@@ -183,7 +188,7 @@ class MirrorLab:
         shown = f"[{host}]" if ":" in host else host
         scheme = "https" if tls else "http"
         url = f"{scheme}://{shown}:{listening.getsockname()[1]}/{name}"
-        mirror = LabMirror(url, _bytes_of(content), rate, latency, fault, after)
+        mirror = LabMirror(url, _bytes_of(content), rate, latency, fault, after, to, wants)
         self._mirrors[url] = mirror
         if fault == "refuse":
             # Bound and not listening: refused, and nobody else gets the port.
@@ -292,6 +297,10 @@ class _Exchange:
             return await self._status(503, "Retry-After: 1\r\n")
         if fault == "429":
             return await self._status(429, "Retry-After: 3600\r\n")
+        if mirror.wants is not None and mirror.wants.encode() not in head.split(b"\r\n"):
+            return await self._status(401, "")
+        if mirror.to is not None:
+            return await self._status(302, f"Location: {mirror.to}\r\n")
         if (fault or "").startswith("redirect") and not target.endswith("?there"):
             return await self._redirect(target)
         if target.split("?")[0] != "/" + mirror.path:

@@ -1,0 +1,91 @@
+"""The requests of one registration (or check) of a source, with what is declared about it.
+
+An inquiry knows what the operator typed, so that it knows for every other address who
+named it: a document that was read, and the network that this came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ddfs.declaration import Declaration
+from ddfs.fetch.access import Grants, Terms, is_remote, may_leave_tls, typed_addresses
+from ddfs.fetch.address import Address, AddressError
+from ddfs.fetch.documents import Documents, FetchedDocument, Look
+from ddfs.fetch.networks import PUBLIC
+from ddfs.model import ByteRange, HashAlgorithm, Manifest
+
+
+class Inquiry:
+    """Small requests for one declaration, one source of :class:`ddfs.source` documents.
+
+    ``grants`` are what it is asked with.
+    """
+
+    def __init__(self, documents: Documents, declaration: Declaration, grants: Grants) -> None:
+        self.grants = grants
+        self._documents = documents
+        typed = typed_addresses(declaration)
+        self._typed = {(address.origin, address.target) for address in typed}
+        self._typed_origins = {address.origin for address in typed}
+        # What a document on this host names, the operator named.
+        self._is_local = not is_remote(declaration.source)
+        # The network that all documents and typed addresses were reached in; None before the
+        # first, and of several the public one, which may name the least.
+        self._network: str | None = None
+        checksum = declaration.checksum
+        strength = checksum.algorithm.strength if checksum is not None else -1
+        self._may_leave_tls = strength >= HashAlgorithm.SHA256.strength
+
+    async def read_document(self, url: str, *, max_bytes: int) -> FetchedDocument:
+        """See :meth:`ddfs.fetch.transport.Transport.read_document`."""
+        terms = replace(self._terms(url), heard=self._heard)
+        return await self._documents.read_document(url, max_bytes=max_bytes, terms=terms)
+
+    async def size_of(self, url: str) -> int:
+        """See :meth:`ddfs.fetch.transport.Transport.size_of`."""
+        return await self._documents.size_of(url, self._terms(url))
+
+    async def look_at(self, url: str) -> Look:
+        """See :meth:`ddfs.fetch.transport.Transport.look_at`."""
+        return await self._documents.look_at(url, self._terms(url))
+
+    async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
+        """See :meth:`ddfs.fetch.transport.Transport.read_range`."""
+        return await self._documents.read_range(url, wanted, size=size, terms=self._terms(url))
+
+    def attributed(self, manifest: Manifest) -> Manifest:
+        """*manifest* with the network that each mirror was named from.
+
+        From now on its hashes decide whether a mirror may redirect from https to http.
+        """
+        self._may_leave_tls = may_leave_tls(self.grants, manifest)
+        mirrors = (replace(m, named_from=self._named_from(m.url)) for m in manifest.mirrors)
+        return replace(manifest, mirrors=tuple(mirrors))
+
+    def _terms(self, url: str) -> Terms:
+        named_from = self._named_from(url)
+        heard = self._heard if self._is_typed_origin(url) else None
+        return Terms(self.grants, named_from, self._may_leave_tls, heard)
+
+    def _heard(self, network: str) -> None:
+        self._network = network if self._network in (None, network) else PUBLIC
+
+    def _is_typed_origin(self, url: str) -> bool:
+        try:
+            return Address.parse(url).origin in self._typed_origins
+        except AddressError:
+            return False
+
+    def _named_from(self, url: str) -> str | None:
+        if self._is_local:
+            return None
+        try:
+            address = Address.parse(url)
+        except AddressError:
+            return PUBLIC  # and refused when it is asked
+        if (address.origin, address.target) in self._typed:
+            return None
+        if self._network is None and address.origin in self._typed_origins:
+            return None
+        return self._network if self._network is not None else PUBLIC
