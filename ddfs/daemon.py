@@ -25,6 +25,7 @@ from ddfs.catalogue.heads import HeadStore
 from ddfs.config import Settings
 from ddfs.control import server
 from ddfs.control.host import Host, HostFigures
+from ddfs.control.keeping import HostKeeping
 from ddfs.control.later import LaterStarts
 from ddfs.control.metrics import HostMetrics
 from ddfs.fetch import certificates
@@ -36,6 +37,8 @@ from ddfs.gate import Gate
 from ddfs.image import inspect, packed
 from ddfs.image.domain import PoolTargets
 from ddfs.image.unpack import unpack
+from ddfs.keeping.collector import Collector
+from ddfs.keeping.records import Records
 from ddfs.limits import HostLimits, Limits
 from ddfs.model import ImageFormat, Template
 from ddfs.notify import Supervisor
@@ -45,6 +48,7 @@ from ddfs.spool.spool import Spool
 from ddfs.templates import Templates
 from ddfs.virt.connection import Libvirt
 from ddfs.virt.domains import Domains
+from ddfs.virt.inventory import HostInventory
 from ddfs.virt.pools import PoolKeeper
 
 log = logging.getLogger(__name__)
@@ -81,13 +85,7 @@ async def _serve(settings: Settings) -> None:
     primary_name, primary_path = _primary_path(settings)
     with ExitStack() as stack:
         stack.enter_context(_locked(settings.state_dir))
-        limits = settings.primary[primary_name]
-        storage = DirectoryStorage(
-            primary_name,
-            primary_path,
-            quota=limits.quota.of if limits.quota else None,
-            keep_free=limits.keep_free.of if limits.keep_free else None,
-        )
+        storage = _storage(settings, primary_name, primary_path)
         await trio.to_thread.run_sync(storage.prepare)
         stack.callback(storage.close)
         catalogue = await trio.to_thread.run_sync(Catalogue.open, settings.state_dir)
@@ -110,6 +108,8 @@ async def _serve_on(
     domains = Domains(libvirt)
     changes = Changes(keeper)
     heads = HeadStore(settings.state_dir)
+    records = Records(catalogue.keeping, ledger_limiter)
+    await records.load()
     async with _transport(settings) as transport, trio.open_nursery() as fetching:
         spool = Spool(
             Surroundings(
@@ -122,8 +122,10 @@ async def _serve_on(
                 ledger_limiter=ledger_limiter,
                 unpack=unpack,
                 grants=_Grants(catalogue, transport, ledger_limiter).of,
+                make_room=lambda *wanted: collector.make_room(*wanted),
             ),
             on_change=changes.content_changed,
+            on_use=records.note_use,
         )
         limits = HostLimits(transport, spool.queue, Limits.of(settings))
         await fetching.start(spool.run)
@@ -139,23 +141,23 @@ async def _serve_on(
             on_added=changes.added,
             on_removed=changes.removed,
         )
+        take_inventory = HostInventory(libvirt, settings.templates_dir).take
+        mount = settings.mountpoint, settings.templates_dir
+        collector = Collector(spool, templates, records, take_inventory, *mount)
         await templates.load()
-        pool = TemplatePool(ShownTemplates(templates, storage.figures), settings.mountpoint)
+        pool = TemplatePool(
+            ShownTemplates(templates, storage.figures, spool.note_followed), settings.mountpoint
+        )
         later = LaterStarts(templates, domains.start)
         host = Host(
             templates,
             Gate(templates, settings.templates_dir, settings.gate.wait),
             keeper,
             domains,
-            HostFigures(
-                settings.mountpoint,
-                settings.templates_dir,
-                storage.name,
-                storage.path,
-                storage.figures,
-            ),
+            HostFigures(*mount, storage.name, storage.path, storage.figures),
             limits,
             HostMetrics(templates, pool, storage.figures).text,
+            HostKeeping(templates, collector, records),
             later.add if settings.gate.then == "start" else None,
         )
         async with trio.open_nursery() as mounted:
@@ -165,18 +167,24 @@ async def _serve_on(
                 await serving.start(changes.run)
                 await serving.start(later.run)
                 serving.start_soon(keeper.run)
-                await serving.start(
-                    server.serve,
-                    host,
-                    settings.socket,
-                    settings.reader_socket,
-                    settings.socket_group,
-                )
+                serving.start_soon(records.run)
+                sockets = settings.socket, settings.reader_socket, settings.socket_group
+                await serving.start(server.serve, host, *sockets)
                 told = f"{settings.templates_dir}, {len(templates.all())} templates"
                 await _wait_for_the_end(serving, signals, told)
                 serving.cancel_scope.cancel()
             await pool.close()
         fetching.cancel_scope.cancel()
+
+
+def _storage(settings: Settings, name: str, path: Path) -> DirectoryStorage:
+    limits = settings.primary[name]
+    return DirectoryStorage(
+        name,
+        path,
+        quota=limits.quota.of if limits.quota else None,
+        keep_free=limits.keep_free.of if limits.keep_free else None,
+    )
 
 
 async def _wait_for_the_end(

@@ -26,8 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "limits": {"errors", "config", "fetch", "spool"},
     "gate": {"errors", "model", "spool", "templates"},
     "fuse": {"errors", "model", "spool", "templates"},
+    "keeping": {"errors", "model", "image"},
     "control": {
         "errors", "model", "declaration", "spool", "templates", "limits", "gate", "image",
+        "keeping",
     },
     "primary": {"errors", "model"},
     "catalogue": {"errors", "model", "declaration"},
@@ -41,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "daemon": {
         "errors", "model", "config", "fetch", "image", "spool", "templates", "gate", "fuse",
-        "limits",
+        "limits", "keeping",
         "control", "primary", "catalogue", "virt", "notify",
     },
 }  # fmt: skip

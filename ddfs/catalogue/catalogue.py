@@ -28,6 +28,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from ddfs import errors
 from ddfs.catalogue import migrate, rows, schema
 from ddfs.catalogue.failures import translated
+from ddfs.catalogue.keeping import KeepingTables
 from ddfs.declaration import Declaration
 from ddfs.model import ImageFormat, Manifest, Mirror, SpoolReference, SpoolState, Template
 
@@ -79,6 +80,11 @@ class Catalogue:
         """Close the file; afterwards nothing else may be called."""
         with translated(self.path):
             self._engine.dispose()
+
+    @property
+    def keeping(self) -> KeepingTables:
+        """Pins and last uses."""
+        return KeepingTables(self._transaction)
 
     def add_template(
         self,

@@ -152,3 +152,22 @@ spool_reference = Table(
     # Why the last fetch failed; NULL if none did.
     Column("last_error", Text),
 )
+
+# The templates that are never removed to make room.
+pin = Table(
+    "pin",
+    METADATA,
+    Column(
+        "template_row", Integer, ForeignKey("template.row", ondelete="CASCADE"), primary_key=True
+    ),
+)
+
+# When a content was last used: published, named by the gate's yes, cloned.
+last_use = Table(
+    "last_use",
+    METADATA,
+    Column(
+        "content_id", Text, ForeignKey("content.content_id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("used_at", Float, nullable=False),
+)

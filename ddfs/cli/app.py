@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ddfs import __version__, config
-from ddfs.cli import domains, limits, metalink, pool, templates
+from ddfs.cli import domains, gc, limits, metalink, pool, templates
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.cli.session import JsonOption, Session, session_of
 
@@ -26,6 +26,7 @@ app.add_typer(metalink.group, name="metalink")
 templates.register(app)
 domains.register(app)
 limits.register(app)
+gc.register(app)
 
 
 @app.callback()

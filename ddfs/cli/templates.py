@@ -258,7 +258,8 @@ def _status_row(status: TemplateStatus) -> tuple[str, ...]:
 def _list_row(status: TemplateStatus) -> tuple[str, ...]:
     virtual = "-" if status.virtual_size is None else format_size(status.virtual_size)
     size = format_size(status.size)
-    return (status.name, status.format, size, virtual, status.state, status.source)
+    state = f"{status.state}, pinned" if status.pinned else status.state
+    return (status.name, status.format, size, virtual, state, status.source)
 
 
 def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
@@ -271,6 +272,8 @@ def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
         ("virtual size", virtual),
         ("content", status.content_id),
         ("source", status.source),
+        ("pinned", "yes" if status.pinned else "no"),
+        ("last used", _when(status.last_used_at)),
         ("added", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.added_at))),
         ("readable early", "yes" if status.readable_early else "no, only when all is here"),
     ]
@@ -281,6 +284,12 @@ def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
     if status.retry_in is not None:
         fields.append(("tried again in", format_seconds(status.retry_in)))
     return fields
+
+
+def _when(moment: float | None) -> str:
+    if moment is None:
+        return "never"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def _absolute(source: str) -> str:

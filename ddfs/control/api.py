@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 import ddfs
 from ddfs import errors
-from ddfs.control import problems
+from ddfs.control import keeping, problems
 from ddfs.control.body import BodyLimit
 from ddfs.control.messages import (
     AddTemplate,
@@ -47,6 +47,7 @@ def make_app(service: Service) -> FastAPI:
     app = _make_app("ddfs", _reading(service), "")
     for routes in (_templates, _fetches, _pool, _domains, _gate):
         app.include_router(routes(service), responses=_PROBLEMS)
+    app.include_router(keeping.routes(service.keeping), responses=_PROBLEMS)
     return app
 
 

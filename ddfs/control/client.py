@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 from ddfs import errors
 from ddfs.control import problems
 from ddfs.control.decode import decode
+from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin
 from ddfs.control.messages import (
     AddTemplate,
     ChangeLimits,
@@ -122,6 +123,15 @@ class Client:
         """Starts *domain*."""
         path = f"/v1/domains/{quote(domain, safe='')}/start"
         self._request("POST", path, None, SLOW_SECONDS)
+
+    def collect(self, request: Collect) -> CollectionStatus:
+        """Deletes what nobody needs."""
+        return self._ask(CollectionStatus, "POST", "/v1/gc", request, SLOW_SECONDS)
+
+    def pin(self, request: Pin) -> None:
+        """Pins or unpins."""
+        body = json.dumps(dataclasses.asdict(request)).encode()
+        self._request("PUT", "/v1/pins", body, QUICK_SECONDS)
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from ddfs import __version__, errors
+from ddfs.control.keeping import HostKeeping
 from ddfs.control.messages import (
     AddTemplate,
     ChangeLimits,
@@ -117,6 +118,7 @@ class Host:
         figures: HostFigures,
         limits: HostLimits,
         metrics: Callable[[], bytes],
+        keeping: HostKeeping,
         start_later: Callable[[str, Sequence[Template]], None] | None = None,
     ) -> None:
         self._templates = templates
@@ -126,6 +128,7 @@ class Host:
         self._figures = figures
         self._limits = limits
         self._metrics = metrics
+        self.keeping = keeping
         self._start_later = start_later
         self._started_at = time.monotonic()
 
@@ -190,6 +193,8 @@ class Host:
             family=template.family,
             version=template.version,
             is_newest=template is self._templates.newest(template.family),
+            pinned=self.keeping.is_pinned(template),
+            last_used_at=self.keeping.last_used_at(template),
             mirrors=tuple(
                 MirrorStatus(
                     url=mirror.url,

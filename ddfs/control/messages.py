@@ -75,6 +75,9 @@ class TemplateStatus:
     family: str = ""
     version: int = 1
     is_newest: bool = True
+    # Never deleted to make room; when it was last used, None for never.
+    pinned: bool = False
+    last_used_at: float | None = None
 
     @property
     def exact_name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from ddfs.control.keeping import Keeping
 from ddfs.control.messages import (
     AddTemplate,
     ChangeLimits,
@@ -28,6 +29,11 @@ class Service(Protocol):
     An ``async`` method may be cancelled at any ``await`` (the caller hung up, the daemon
     ends) and must then leave things as if it had not been asked, or had been served whole.
     """
+
+    @property
+    def keeping(self) -> Keeping:
+        """Pins, and what may be deleted."""
+        ...
 
     def daemon_status(self) -> DaemonStatus:
         """The daemon in figures."""

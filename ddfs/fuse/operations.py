@@ -127,9 +127,11 @@ class TemplateOperations(pyfuse3.Operations):
     @guarded
     async def readlink(self, inode: int, _ctx: Any) -> bytes:
         """Where a published template is."""
-        target = self._entry(inode).published_path
+        entry = self._entry(inode)
+        target = entry.published_path
         if target is None or not inodes.is_link(inode):
             raise pyfuse3.FUSEError(errno.ESTALE)
+        self._view.note_followed(entry.row)
         return os.fsencode(target)
 
     @guarded

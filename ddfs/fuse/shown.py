@@ -37,15 +37,22 @@ class _LazyEntries(Sequence[Entry]):
 
 
 class ShownTemplates:
-    """Rows to templates, and back. ``measure`` gives total and free bytes of the storage.
+    """Rows to templates, and back. ``measure`` gives total and free bytes of the storage,
+    ``note_followed`` gets the content of a published template whose symlink is followed.
 
     ``measure`` is one statvfs of a local directory, so it is called here and not in a
     thread; primary storage on a network file system that hangs would hang more than this.
     """
 
-    def __init__(self, templates: Templates, measure: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        templates: Templates,
+        measure: Callable[[], tuple[int, int]],
+        note_followed: Callable[[str], None] = lambda _content_id: None,
+    ) -> None:
         self._templates = templates
         self._measure = measure
+        self._note_followed = note_followed
         self._figures = StorageFigures(0, 0)
         self._measured_at = float("-inf")
 
@@ -115,6 +122,12 @@ class ShownTemplates:
         """Bytes wholly inside the stored head."""
         template = self._templates.by_row(row)
         return self._templates.read_head(template, offset, length) if template else None
+
+    def note_followed(self, row: int) -> None:
+        """Whoever follows the name of a published template may be about to stand on it."""
+        template = self._templates.by_row(row)
+        if template is not None:
+            self._note_followed(template.content_id)
 
     def demand(self, row: int) -> None:
         """Start its fetch."""

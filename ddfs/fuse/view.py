@@ -89,6 +89,9 @@ class TemplateView(Protocol):
         of a file whose whole content is the head is inside, and then comes back shorter.
         """
 
+    def note_followed(self, row: int) -> None:
+        """Somebody follows the symlink of a published template. Never raises or blocks."""
+
     def demand(self, row: int) -> None:
         """Start a fetch if none runs and none rests. Never raises, never blocks."""
 

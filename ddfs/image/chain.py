@@ -38,6 +38,7 @@ __all__ = [
     "chain_problems",
     "domain_files",
     "files_of_domain",
+    "images_below",
     "needed_files",
     "sealed_files",
     "templates_under",
@@ -189,6 +190,20 @@ def _walk(top: Image, mount: Mountpoint) -> Iterator[Image]:
         path, stated = _local_name(found.backing, image.path)
         image = Image(path, stated or found.backing_format) if path else None
     raise ChainError(f"{_shown(top.path)} stands on more than {MAX_DEPTH} images")
+
+
+def images_below(path: str, named: References) -> tuple[Image, ...]:
+    """The local images that the header of the image at *path* names, its data file first.
+
+    Raises :class:`ChainError` for a name that makes no sense.
+    """
+    found = []
+    if named.data is not None:
+        found.append(Image(_local_name(named.data, path)[0], "raw", is_data=True))
+    if named.backing is not None:
+        below, stated = _local_name(named.backing, path)
+        found.append(Image(below, stated or named.backing_format))
+    return tuple(image for image in found if image.path)
 
 
 def _look(image: Image, mount: Mountpoint, seen: set[tuple[int, int]]) -> References:

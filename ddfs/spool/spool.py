@@ -63,6 +63,10 @@ class _Holding:
         self.was_fetching = False
         # While it is purged no reader may start a fetch into files that are being deleted.
         self.is_going = False
+        # Set while it makes room: when that is over it may be fetched again.
+        self.evicted: trio.Event | None = None
+        # How often it was used since the daemon was started.
+        self.uses = 0
         self.last_error: str | None = None
         self.mirrors: tuple[MirrorStatistics, ...] = ()
 
@@ -70,9 +74,10 @@ class _Holding:
 class Spool:
     """Contents, their fetches, and the readers that wait for them.
 
-    ``on_change(content_id)`` is called in the event loop whenever a state changed. ``queue``
-    says how many fetches run at once, and may be changed. Used as
-    ``await nursery.start(spool.run)``; cancelling that ends all fetches, journaled, within
+    ``on_change(content_id)`` is called in the event loop whenever a state changed,
+    ``on_use(content_id)`` whenever a complete content is used. ``queue`` says how many fetches
+    run at once, and may be changed. Used as ``await nursery.start(spool.run)``; cancelling
+    that ends all fetches, journaled, within
     two seconds.
     """
 
@@ -81,9 +86,11 @@ class Spool:
         surroundings: Surroundings,
         *,
         on_change: Callable[[str], None],
+        on_use: Callable[[str], None] = lambda _content_id: None,
     ) -> None:
         self._with = surroundings
         self._on_change = on_change
+        self._on_use = on_use
         self.queue = Queue()
         self._holdings: dict[str, _Holding] = {}
         self._files = OpenFiles()
@@ -131,7 +138,7 @@ class Spool:
     def published(self, content_id: str) -> PublishedFile | None:
         """The complete file, from memory; see :meth:`confirm_published`."""
         holding = self._holdings.get(content_id)
-        return holding.published if holding else None
+        return holding.published if holding and not holding.is_going else None
 
     def place_of(self, published_name: str) -> str:
         """Where a content of that name will stand."""
@@ -147,15 +154,47 @@ class Spool:
         holding = self._holdings.get(content_id)
         return holding is not None and holding.was_fetching
 
+    def note_use(self, content_id: str) -> None:
+        """A complete content is used, by a domain for instance."""
+        self.note_followed(content_id)
+        if self.published(content_id) is not None:
+            self._on_use(content_id)
+
+    def note_followed(self, content_id: str) -> None:
+        """Somebody looks where a complete content is: to use it, or as libvirt's refresh does.
+
+        It is not evicted on the strength of what was known before.
+        """
+        holding = self._holdings.get(content_id)
+        if holding is not None:
+            holding.uses += 1
+
+    def uses(self, content_id: str) -> int:
+        """How often it was used; who compares two answers knows whether it was in between."""
+        holding = self._holdings.get(content_id)
+        return holding.uses if holding else 0
+
+    def stored(self) -> list[tuple[str, str, PublishedFile]]:
+        """Every published file: content, primary storage, file."""
+        return [
+            (content_id, self._with.storage.name, holding.published)
+            for content_id, holding in self._holdings.items()
+            if holding.published is not None and not holding.is_going
+        ]
+
     async def confirm_published(self, content_id: str) -> PublishedFile | None:
         """Look at the published file again; one that is gone or changed counts no more."""
         published = self.published(content_id)
         if published is None:
             return None
-        if await trio.to_thread.run_sync(self._with.storage.is_intact, published):
+        self.note_use(content_id)
+        is_intact = await trio.to_thread.run_sync(self._with.storage.is_intact, published)
+        holding = self._holdings.get(content_id)
+        if holding is None or holding.is_going:
+            return None
+        if is_intact:
             return published
         log.error("%s: the published file is gone or was changed", published.path)
-        holding = self._holdings[content_id]
         if holding.published == published:
             await self._forget_published(content_id, holding)
         return None
@@ -192,7 +231,10 @@ class Spool:
         """
         while True:
             holding = self._holdings.setdefault(order.content_id, _Holding())
-            if holding.published is not None:
+            if holding.evicted is not None:
+                await holding.evicted.wait()
+                continue
+            if holding.published is not None and not holding.is_going:
                 return await self._files.read(holding.published, wanted.start, len(wanted))
             self.demand(order)
             if holding.fetch is None:
@@ -211,7 +253,11 @@ class Spool:
         """
         while True:
             holding = self._holdings.setdefault(order.content_id, _Holding())
-            if holding.published is not None:
+            if holding.evicted is not None:
+                await holding.evicted.wait()
+                self.demand(order)
+                continue
+            if holding.published is not None and not holding.is_going:
                 return holding.published
             if holding.fetch is None:
                 raise self._reason(holding)
@@ -253,6 +299,32 @@ class Spool:
             holding.is_going = False
         self._holdings.pop(content_id, None)
 
+    async def evict(self, content_id: str, uses: int) -> bool:
+        """Delete the published file to make room, unless it was used since :meth:`uses` said
+        *uses*; whether it is gone. Who wants it meanwhile has it fetched again.
+        """
+        holding = self._holdings.get(content_id)
+        if holding is None or holding.published is None or holding.fetch is not None:
+            return False
+        if holding.is_going or holding.uses != uses:
+            return False
+        holding.is_going, holding.evicted = True, trio.Event()
+        # The name in the mount must not lead to a file that is gone.
+        self._on_change(content_id)
+        gone = False
+        try:
+            await self._delete(content_id, holding)
+            gone = True
+        finally:
+            holding.is_going = False
+            if gone:
+                self._holdings.pop(content_id, None)
+            else:
+                self._on_change(content_id)
+            holding.evicted.set()
+            holding.evicted = None
+        return True
+
     async def _delete(self, content_id: str, holding: _Holding) -> None:
         published = holding.published
         if published is not None:
@@ -278,6 +350,7 @@ class Spool:
             published = await fetch.run()
             await self._write_down(content_id, SpoolState.PUBLISHED, published.size, published)
             holding.published = published
+            self.note_use(content_id)
             error = None
         except errors.DdfsError as failure:
             error = failure

@@ -11,6 +11,7 @@ from pathlib import Path
 import trio
 
 from ddfs import errors
+from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, StoredStatus
 from ddfs.control.messages import (
     AddTemplate,
     ChangeLimits,
@@ -50,11 +51,31 @@ def make_status(name: str, **changes: object) -> TemplateStatus:
     return dataclasses.replace(status, **changes)  # type: ignore[arg-type]
 
 
+class FakeKeeping:
+    """One file that may go, and one that is pinned with the first pin."""
+
+    def __init__(self, service: FakeService) -> None:
+        self._service = service
+        self.asked: list[Collect] = []
+
+    async def collect(self, request: Collect) -> CollectionStatus:
+        self.asked.append(request)
+        file = StoredStatus("sha-256:ab", "default", "/p/a@1.img", 1000, ("a",), 5.0, None)
+        kept = dataclasses.replace(file, path="/p/b@2.img", kept_because="used by domain vm")
+        return CollectionStatus(request.dry_run, 1000, (file,), (kept,))
+
+    async def pin(self, request: Pin) -> None:
+        for name in request.names:
+            known = self._service.template(name)
+            self._service.known[name] = dataclasses.replace(known, pinned=request.pinned)
+
+
 class FakeService:
     """Fetches move on by 400 bytes at every look, so that a client sees progress."""
 
     def __init__(self, *names: str) -> None:
         self.known = {name: make_status(name) for name in names}
+        self.keeping = FakeKeeping(self)
         self.failing: dict[str, str] = {}
         self.raises: Exception | None = None
         self.asked: list[GateQuestion] = []

@@ -12,6 +12,7 @@ import pytest
 from ddfs import errors
 from ddfs.control.client import Client
 from ddfs.control.host import Host, HostFigures
+from ddfs.control.keeping import HostKeeping
 from ddfs.model import ImageFormat, SpoolState, Template
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import HoldingStatus
@@ -63,6 +64,19 @@ class TwoTemplates:
         return HoldingStatus(SpoolState.ABSENT, 0, 0.0, None, None, None, None, None, ())
 
 
+class Unpinned(HostKeeping):
+    """Nothing is pinned, and nothing was ever used."""
+
+    def __init__(self) -> None:
+        pass
+
+    def is_pinned(self, template: Template) -> bool:
+        return False
+
+    def last_used_at(self, template: Template) -> float | None:
+        return None
+
+
 @pytest.fixture
 def templates() -> TwoTemplates:
     return TwoTemplates()
@@ -75,7 +89,7 @@ def host(templates: TwoTemplates, tmp_path: Path) -> Host:
     figures = HostFigures(mount, mount / "templates", "default", tmp_path, lambda: (0, 0))
     nobody: Any = None
     parts: Any = templates
-    return Host(parts, nobody, nobody, nobody, figures, nobody, nobody)
+    return Host(parts, nobody, nobody, nobody, figures, nobody, nobody, Unpinned())
 
 
 async def test_a_host_starts_with_seeds(

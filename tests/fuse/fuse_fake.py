@@ -56,6 +56,7 @@ class FakeView:
         self.demands: dict[int, int] = {}
         self.reads: dict[int, int] = {}
         self.headless: set[int] = set()
+        self.followed: list[int] = []
         self.changed = trio.Event()
         self.on_lookup: Callable[[str], None] | None = None
 
@@ -103,6 +104,9 @@ class FakeView:
             raise errors.StorageError("the head is gone")
         end = min(offset + length, self.rows[row].size)
         return self.bytes_of(row, offset, length) if end <= HEAD else None
+
+    def note_followed(self, row: int) -> None:
+        self.followed.append(row)
 
     def demand(self, row: int) -> None:
         self.demands[row] = self.demands.get(row, 0) + 1

@@ -102,6 +102,7 @@ async def test_published_template_is_a_symlink_of_another_inode(mounted: Mounted
     assert found.st_ino == inodes.link_inode(1)
     assert stat.S_ISLNK(found.st_mode)
     assert await mounted.handlers.readlink(found.st_ino, CTX) == b"/pool/a@1.img"
+    assert mounted.view.followed == [1]
     assert found.st_size == len("/pool/a@1.img")
     # Who has the old file open still sees a file.
     assert stat.S_ISREG((await mounted.handlers.getattr(18, CTX)).st_mode)

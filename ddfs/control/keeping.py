@@ -1,0 +1,98 @@
+"""Room behind the API: what is pinned, and what may be deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from fastapi import APIRouter
+
+from ddfs import errors
+from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, StoredStatus
+from ddfs.keeping.collector import Collector
+from ddfs.keeping.judgement import Judgement, StoredFile
+from ddfs.keeping.records import Records
+from ddfs.model import Template
+from ddfs.templates import Templates
+
+
+class Keeping(Protocol):
+    """As :class:`ddfs.control.service.Service`, for room."""
+
+    async def collect(self, request: Collect) -> CollectionStatus:
+        """Deletes what nobody needs, or says what that would be."""
+        ...
+
+    async def pin(self, request: Pin) -> None:
+        """Pins or unpins; all or none: :class:`ddfs.errors.UnknownTemplateError`."""
+        ...
+
+
+class HostKeeping:
+    """Implements :class:`Keeping`."""
+
+    def __init__(self, templates: Templates, collector: Collector, records: Records) -> None:
+        self._templates = templates
+        self._collector = collector
+        self._records = records
+
+    def is_pinned(self, template: Template) -> bool:
+        """Whether it is never deleted to make room."""
+        return self._records.is_pinned(template.row)
+
+    def last_used_at(self, template: Template) -> float | None:
+        """When its content was last used; None for never."""
+        return self._records.last_used_at(template.content_id) or None
+
+    async def collect(self, request: Collect) -> CollectionStatus:
+        """Delete, or look."""
+        if request.unused_for is not None and not request.unused_for >= 0:
+            raise errors.InvalidValueError(f"unused_for: {request.unused_for:g} s cannot be")
+        if request.dry_run:
+            judgements = await self._collector.look(request.unused_for)
+            removed = [j.file for j in judgements if j.kept_because is None]
+            kept: Sequence[Judgement] = [j for j in judgements if j.kept_because is not None]
+        else:
+            done = await self._collector.collect(request.unused_for)
+            removed, kept = list(done.removed), done.kept
+        return CollectionStatus(
+            request.dry_run,
+            sum(file.bytes for file in removed),
+            tuple(_status(file, None) for file in removed),
+            tuple(_status(j.file, j.kept_because or "used meanwhile") for j in kept),
+        )
+
+    async def pin(self, request: Pin) -> None:
+        """Pin or unpin."""
+        rows = [self._templates.get(name).row for name in request.names]
+        for row in rows:
+            await self._records.set_pinned(row, request.pinned)
+
+
+def _status(file: StoredFile, kept_because: str | None) -> StoredStatus:
+    return StoredStatus(
+        content_id=file.content_id,
+        primary=file.primary,
+        path=file.path,
+        size=file.bytes,
+        names=file.names,
+        last_used_at=file.last_used_at or None,
+        kept_because=kept_because,
+    )
+
+
+def routes(keeping: Keeping) -> APIRouter:
+    """The routes of :class:`Keeping`."""
+    router = APIRouter()
+
+    @router.post("/v1/gc")
+    async def collect(request: Collect) -> CollectionStatus:
+        """Deletes published files that nobody needs, the longest unused first."""
+        return await keeping.collect(request)
+
+    @router.put("/v1/pins", status_code=204)
+    async def pin(request: Pin) -> None:
+        """Pins templates, so that they are never deleted to make room, or unpins them."""
+        await keeping.pin(request)
+
+    return router

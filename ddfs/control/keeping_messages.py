@@ -1,0 +1,64 @@
+"""What crosses the control socket about room: pins, and what may be deleted.
+
+As :mod:`ddfs.control.messages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_STRICT: Final = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """The body of ``POST /v1/gc``.
+
+    ``unused_for`` is in seconds: what was used since then stays. None is the daemon's own
+    short while, in which a domain or overlay may be in the making.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    dry_run: bool = False
+    unused_for: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStatus:
+    """A published file. ``names`` are its templates, none if they were removed;
+    ``last_used_at`` is None for never. ``kept_because`` is None for a file that is (or, in a
+    dry run, would be) deleted.
+    """
+
+    content_id: str
+    primary: str
+    path: str
+    size: int
+    names: tuple[str, ...]
+    last_used_at: float | None
+    kept_because: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionStatus:
+    """``removed`` are gone, or would be in a dry run; both lists have the longest unused first.
+
+    ``freed`` is the sum of their sizes in bytes.
+    """
+
+    dry_run: bool
+    freed: int
+    removed: tuple[StoredStatus, ...]
+    kept: tuple[StoredStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The body of ``PUT /v1/pins``: names of templates, and whether they shall be pinned."""
+
+    __pydantic_config__ = _STRICT
+
+    names: tuple[str, ...]
+    pinned: bool = True

@@ -1,0 +1,1 @@
+"""What stays in primary storage and what may go: uses, pins, and making room."""
