@@ -18,6 +18,8 @@ apt-get install -y -qq --no-install-recommends ./ddfs.deb libvirt-daemon-system 
 say "installed beside libvirt: $(ddfs --version)"
 systemctl is-enabled -q ddfs.service ddfs-pool.target || fail "enabled"
 systemctl show libvirtd -p After | grep -q ddfs-pool.target || fail "libvirtd starts after the pool"
+# A container may not divide its cgroups further.
+echo 'cgroup_controllers = []' >> /etc/libvirt/qemu.conf
 # As at boot: libvirtd wants the target, and is started after it.
 systemctl stop libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket
 systemctl start libvirtd.service

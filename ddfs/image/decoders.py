@@ -226,7 +226,8 @@ def open_zip(size: int, read_at: ReadAt) -> zipfile.ZipFile:
 
 def zip_entry(archive: zipfile.ZipFile, member: str | None) -> zipfile.ZipInfo:
     """The file called *member*, or the only one. Its name is compared and nothing else."""
-    files = [entry for entry in archive.infolist() if not entry.is_dir()]
+    # is_dir() of an entry without a name ends in an IndexError (Python 3.11's zipfile).
+    files = [entry for entry in archive.infolist() if entry.filename and not entry.is_dir()]
     found = files if member is None else [e for e in files if e.filename == member]
     if len(found) != 1:
         names = ", ".join(repr(entry.filename[:80]) for entry in files[:_MAX_NAMES_SHOWN])
