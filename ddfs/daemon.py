@@ -22,8 +22,10 @@ import trio
 from ddfs import errors
 from ddfs.catalogue.catalogue import Catalogue
 from ddfs.catalogue.heads import HeadStore
+from ddfs.clone import Clones
 from ddfs.config import Settings
 from ddfs.control import server
+from ddfs.control.actions import DomainActions
 from ddfs.control.host import Host, HostFigures
 from ddfs.control.keeping import HostKeeping
 from ddfs.control.later import LaterStarts
@@ -46,10 +48,13 @@ from ddfs.primary.directory import DirectoryStorage
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.spool import Spool
 from ddfs.templates import Templates
+from ddfs.virt.autostart import Autostart
 from ddfs.virt.connection import Libvirt
+from ddfs.virt.devices import Devices
 from ddfs.virt.domains import Domains
 from ddfs.virt.inventory import HostInventory
 from ddfs.virt.pools import PoolKeeper
+from ddfs.virt.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +110,7 @@ async def _serve_on(
     ledger_limiter = trio.CapacityLimiter(1)
     libvirt = Libvirt(settings.libvirt.uri)
     keeper = PoolKeeper(libvirt, settings.templates_dir)
-    domains = Domains(libvirt)
-    changes = Changes(keeper)
+    domains, changes = Domains(libvirt), Changes(keeper)
     heads = HeadStore(settings.state_dir)
     records = Records(catalogue.keeping, ledger_limiter)
     await records.load()
@@ -145,15 +149,16 @@ async def _serve_on(
         mount = settings.mountpoint, settings.templates_dir
         collector = Collector(spool, templates, records, take_inventory, *mount)
         await templates.load()
-        pool = TemplatePool(
-            ShownTemplates(templates, storage.figures, spool.note_followed), settings.mountpoint
-        )
+        shown = ShownTemplates(templates, storage.figures, spool.note_followed)
+        pool = TemplatePool(shown, settings.mountpoint)
         later = LaterStarts(templates, domains.start)
+        gate = Gate(templates, settings.templates_dir, settings.gate.wait)
         host = Host(
             templates,
-            Gate(templates, settings.templates_dir, settings.gate.wait),
+            gate,
             keeper,
             domains,
+            _domain_actions(settings, templates, gate, libvirt, domains),
             HostFigures(*mount, storage.name, storage.path, storage.figures),
             limits,
             HostMetrics(templates, pool, storage.figures).text,
@@ -184,6 +189,16 @@ def _storage(settings: Settings, name: str, path: Path) -> DirectoryStorage:
         path,
         quota=limits.quota.of if limits.quota else None,
         keep_free=limits.keep_free.of if limits.keep_free else None,
+    )
+
+
+def _domain_actions(
+    settings: Settings, templates: Templates, gate: Gate, libvirt: Libvirt, domains: Domains
+) -> DomainActions:
+    directory = settings.templates_dir
+    clones = Clones(templates, directory, Volumes(libvirt), domains)
+    return DomainActions(
+        templates, gate, domains, Devices(libvirt), Autostart(libvirt), clones, str(directory)
     )
 
 

@@ -104,6 +104,30 @@ class Gate:
             failure = await self._wait(missing)
         return self._conclude(domain, missing, failure)
 
+    async def explain(self, domain: str, files: Sequence[NeededFile]) -> Verdict:
+        """What :meth:`ask` would say if it did not wait; starts nothing."""
+        try:
+            needed = self.needed_templates(files)
+        except errors.RequestError as error:
+            return Verdict(False, str(error))
+        missing = [t for t in needed if not await self._templates.confirm_published(t)]
+        return self._conclude(domain, missing, None)
+
+    def template_of(self, file: NeededFile) -> Template | None:
+        """The template that *file* is: by its name in the pool, or as the published file."""
+        if self._is_under_mount(file.path):
+            return self._template_at(file.path)
+        return self.published_at(file.path, file.device, file.inode)
+
+    def problem_of(self, file: NeededFile) -> str | None:
+        """Why no domain starts with *file* now, or ever, and what to do; None if one may."""
+        try:
+            needed = self.needed_templates([file])
+        except errors.RequestError as error:
+            return str(error)
+        absent = [t for t in needed if self._state(t) is not SpoolState.PUBLISHED]
+        return f"{self._story(absent[0])}; ddfs prefetch {absent[0].name}" if absent else None
+
     def needed_templates(self, files: Sequence[NeededFile]) -> list[Template]:
         """The templates among *files*, each once.
 

@@ -25,10 +25,11 @@ ALLOWED: dict[str, set[str]] = {
     "templates": {"errors", "names", "model", "declaration", "source", "spool"},
     "limits": {"errors", "config", "fetch", "spool"},
     "gate": {"errors", "model", "spool", "templates"},
+    "clone": {"errors", "model", "image", "templates"},
     "fuse": {"errors", "model", "spool", "templates"},
     "keeping": {"errors", "model", "image"},
     "control": {
-        "errors", "model", "declaration", "spool", "templates", "limits", "gate", "image",
+        "errors", "model", "declaration", "spool", "templates", "limits", "gate", "clone", "image",
         "keeping",
     },
     "primary": {"errors", "model"},
@@ -43,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "daemon": {
         "errors", "model", "config", "fetch", "image", "spool", "templates", "gate", "fuse",
-        "limits", "keeping",
+        "limits", "keeping", "clone",
         "control", "primary", "catalogue", "virt", "notify",
     },
 }  # fmt: skip

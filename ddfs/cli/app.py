@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ddfs import __version__, config
-from ddfs.cli import domains, gc, limits, metalink, pool, templates
+from ddfs.cli import autostart, disks, domains, gate, gc, limits, metalink, pool, templates
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.cli.session import JsonOption, Session, session_of
 
@@ -23,8 +23,11 @@ app = typer.Typer(
 app.add_typer(templates.group, name="template")
 app.add_typer(pool.group, name="pool")
 app.add_typer(metalink.group, name="metalink")
+app.add_typer(autostart.group, name="autostart")
 templates.register(app)
 domains.register(app)
+disks.register(app)
+gate.register(app)
 limits.register(app)
 gc.register(app)
 

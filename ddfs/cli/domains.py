@@ -25,9 +25,7 @@ def start(
 
     Unlike `virsh start` it waits as long as that takes.
     """
-    if not domain or "/" in domain:
-        # libvirt refuses both, and neither fits into an address of the API.
-        raise errors.InvalidValueError(f"{domain!r} cannot be a domain's name")
+    check_domain_name(domain)
     client = session_of(context).client
     found = waiting.wait(client, client.domain_templates(domain))
     waiting.raise_if_missing(found)
@@ -36,3 +34,9 @@ def start(
         output.print_json({"domain": domain, "started": True, "templates": found})
         return
     print(f"{domain}: started")
+
+
+def check_domain_name(domain: str) -> None:
+    """Refuse what libvirt refuses, too; it would not fit into an address of the API."""
+    if not domain or "/" in domain:
+        raise errors.InvalidValueError(f"{domain!r} cannot be a domain's name")

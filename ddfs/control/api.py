@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 import ddfs
 from ddfs import errors
 from ddfs.control import keeping, problems
+from ddfs.control.action_routes import actions
 from ddfs.control.body import BodyLimit
 from ddfs.control.messages import (
     AddTemplate,
@@ -45,7 +46,7 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 def make_app(service: Service) -> FastAPI:
     """Everything, for the socket that the operator and the hook use."""
     app = _make_app("ddfs", _reading(service), "")
-    for routes in (_templates, _fetches, _pool, _domains, _gate):
+    for routes in (_templates, _fetches, _pool, _domains, _gate, actions):
         app.include_router(routes(service), responses=_PROBLEMS)
     app.include_router(keeping.routes(service.keeping), responses=_PROBLEMS)
     return app

@@ -18,6 +18,16 @@ from urllib.parse import quote, urlencode
 
 from ddfs import errors
 from ddfs.control import problems
+from ddfs.control.action_messages import (
+    AttachedDisk,
+    AttachTemplate,
+    Autostart,
+    AutostartDomain,
+    ClonedVolume,
+    CloneTemplate,
+    ExplainGate,
+    GateReport,
+)
 from ddfs.control.decode import decode
 from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin
 from ddfs.control.messages import (
@@ -132,6 +142,28 @@ class Client:
         """Pins or unpins."""
         body = json.dumps(dataclasses.asdict(request)).encode()
         self._request("PUT", "/v1/pins", body, QUICK_SECONDS)
+
+    def explain_gate(self, question: ExplainGate) -> GateReport:
+        """What the hook would say."""
+        return self._ask(GateReport, "POST", "/v1/gate/explain", question, SLOW_SECONDS)
+
+    def attach(self, domain: str, request: AttachTemplate) -> AttachedDisk:
+        """Gives a template that is here to a domain."""
+        path = f"/v1/domains/{quote(domain, safe='')}/attach"
+        return self._ask(AttachedDisk, "POST", path, request, SLOW_SECONDS)
+
+    def clone(self, request: CloneTemplate) -> ClonedVolume:
+        """Makes a disk from a template."""
+        return self._ask(ClonedVolume, "POST", "/v1/clones", request, SLOW_SECONDS)
+
+    def autostart_domains(self) -> list[AutostartDomain]:
+        """The domains that are to be started at boot."""
+        return self._ask(list[AutostartDomain], "GET", "/v1/autostart", None, SLOW_SECONDS)
+
+    def set_autostart(self, domain: str, *, enabled: bool) -> AutostartDomain:
+        """Marks a domain to be started at boot, or not any more."""
+        path = f"/v1/domains/{quote(domain, safe='')}/autostart"
+        return self._ask(AutostartDomain, "PUT", path, Autostart(enabled), SLOW_SECONDS)
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""

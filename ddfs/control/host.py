@@ -30,11 +30,13 @@ from ddfs.control.messages import (
     PrimaryStatus,
     TemplateStatus,
 )
+from ddfs.control.service import Actions
 from ddfs.declaration import Declaration
 from ddfs.gate import Gate, NeededFile
 from ddfs.image import chain
 from ddfs.image.domain import PoolTargets
 from ddfs.image.header import ChainError
+from ddfs.image.openers import processes_with_open
 from ddfs.limits import HostLimits
 from ddfs.model import SpoolState, Template
 from ddfs.spool.rest import Demand
@@ -115,6 +117,7 @@ class Host:
         gate: Gate,
         pool: VolumePool,
         domains: Domains,
+        actions: Actions,
         figures: HostFigures,
         limits: HostLimits,
         metrics: Callable[[], bytes],
@@ -125,12 +128,18 @@ class Host:
         self._gate = gate
         self._pool = pool
         self._domains = domains
+        self._actions = actions
         self._figures = figures
         self._limits = limits
         self._metrics = metrics
         self.keeping = keeping
         self._start_later = start_later
         self._started_at = time.monotonic()
+
+    @property
+    def actions(self) -> Actions:
+        """What is done to domains and their disks."""
+        return self._actions
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -247,7 +256,7 @@ class Host:
         except errors.LibvirtError:
             domains = {}
         users = {f"domain {name}" for name in await self._with_files(domains, paths)}
-        return users | await trio.to_thread.run_sync(_processes_with_open, paths)
+        return users | await trio.to_thread.run_sync(processes_with_open, paths)
 
     async def _with_files(self, domains: dict[str, bytes], paths: set[str]) -> list[str]:
         from_mount = chain.Mountpoint(str(self._figures.mountpoint))
@@ -362,23 +371,6 @@ class Host:
     async def undefine_pool(self) -> PoolStatus:
         """Undefine."""
         return _pool_status(await self._pool.undefine())
-
-
-def _processes_with_open(paths: set[str]) -> set[str]:
-    """Processes that have one of *paths* open, by their descriptors' names in /proc."""
-    found = set()
-    me = os.getpid()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == me:
-            continue
-        try:
-            for descriptor in os.scandir(f"{entry.path}/fd"):
-                if os.readlink(descriptor.path) in paths:
-                    command = Path(entry.path, "comm").read_text().strip()
-                    found.add(f"process {entry.name} ({command})")
-        except OSError:
-            continue
-    return found
 
 
 def _absolute(seed: str) -> Path:

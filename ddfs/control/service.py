@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from ddfs.control.action_messages import (
+    AttachedDisk,
+    AttachTemplate,
+    Autostart,
+    AutostartDomain,
+    ClonedVolume,
+    CloneTemplate,
+    ExplainGate,
+    GateReport,
+)
 from ddfs.control.keeping import Keeping
 from ddfs.control.messages import (
     AddTemplate,
@@ -16,6 +26,33 @@ from ddfs.control.messages import (
     PoolStatus,
     TemplateStatus,
 )
+
+
+class Actions(Protocol):
+    """What is done to domains and their disks, beside starting them; see :class:`Service`."""
+
+    async def explain_gate(self, question: ExplainGate) -> GateReport:
+        """What the hook would say now about a domain, and why; starts no fetch."""
+        ...
+
+    async def attach(self, domain: str, request: AttachTemplate) -> AttachedDisk:
+        """Gives a template that is here to a domain, as a medium or a read-only disk.
+
+        :class:`~ddfs.errors.NotHereYetError` for one that is not.
+        """
+        ...
+
+    async def clone(self, request: CloneTemplate) -> ClonedVolume:
+        """Makes a disk from a template; see :meth:`ddfs.clone.Clones.make`."""
+        ...
+
+    async def autostart_domains(self) -> list[AutostartDomain]:
+        """The domains that are to be started at boot, by name."""
+        ...
+
+    async def set_autostart(self, domain: str, request: Autostart) -> AutostartDomain:
+        """Marks a domain to be started at boot, or not any more."""
+        ...
 
 
 class Service(Protocol):
@@ -33,6 +70,11 @@ class Service(Protocol):
     @property
     def keeping(self) -> Keeping:
         """Pins, and what may be deleted."""
+        ...
+
+    @property
+    def actions(self) -> Actions:
+        """What is done to domains and their disks."""
         ...
 
     def daemon_status(self) -> DaemonStatus:

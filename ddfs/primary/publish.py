@@ -32,6 +32,16 @@ log = logging.getLogger(__name__)
 MARK_SUFFIX: Final = ".publishing"
 FRESH_MARK_SUFFIX: Final = ".publishing-new"
 
+# Documentation/arch/x86/boot.rst; initramfs-tools and dracut make cpio archives, plain or
+# compressed.
+_BOOT_HEAD_LENGTH: Final = 1024
+_KERNEL_MAGIC_AT: Final = 0x202
+_KERNEL_MAGIC: Final = b"HdrS"
+_INITRD_MAGICS: Final = (
+    b"070701", b"070702", b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"BZh",
+    b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18", b"\x5d\0\0", b"\x7fELF",
+)  # fmt: skip
+
 # A mark is some 300 bytes; anything longer was not written by us.
 _MAX_MARK: Final = 64 * KiB
 
@@ -160,7 +170,9 @@ def protect(target: Path) -> PublishedFile:
             raise errors.StorageError(f"{target} is no regular file; move it away")
         if not kernel.is_immutable(fd):
             os.fchmod(fd, 0o444)
-            if not kernel.set_immutable(fd, True):
+            if _is_boot_file(os.pread(fd, _BOOT_HEAD_LENGTH, 0)):
+                log.info("%s: a kernel or an initrd, only its mode protects it", target)
+            elif not kernel.set_immutable(fd, True):
                 log.info("%s: no immutable flag here, only its mode protects it", target)
         os.fsync(fd)
     finally:
@@ -170,6 +182,16 @@ def protect(target: Path) -> PublishedFile:
     if published is None:
         raise errors.StorageError(f"{target} was removed while it was being published")
     return published
+
+
+def _is_boot_file(head: bytes) -> bool:
+    """Whether *head* begins a Linux kernel, or an archive as initial RAM disks are.
+
+    libvirt opens kernel and initrd for writing, to lock them while it notes their owner
+    (virSecurityManagerMetadataLock), and refuses the domain where the flag forbids that.
+    """
+    has_boot_header = head[_KERNEL_MAGIC_AT:].startswith(_KERNEL_MAGIC)
+    return has_boot_header or head.startswith(_INITRD_MAGICS)
 
 
 def read_mark(mark: Path) -> PublishedFile | None:

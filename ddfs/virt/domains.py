@@ -27,7 +27,7 @@ class Domains:
         A live one has the backing chains in it (virDomainGetXMLDesc).
         """
         flags = 0 if live else libvirt.VIR_DOMAIN_XML_INACTIVE
-        return await self._libvirt.call(lambda c: _lookup(c, name).XMLDesc(flags).encode())
+        return await self._libvirt.call(lambda c: lookup(c, name).XMLDesc(flags).encode())
 
     async def all_xml(self) -> dict[str, bytes]:
         """The XML of every domain by its name, running or not.
@@ -37,9 +37,14 @@ class Domains:
         """
         return await self._libvirt.call(lambda c: dict(_all_xml(c)))
 
+    async def saved(self) -> set[str]:
+        """The names of those whose memory waits on disk for their next start (managed save)."""
+        flag = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE
+        return await self._libvirt.call(lambda c: {d.name() for d in c.listAllDomains(flag)})
+
     async def is_active(self, name: str) -> bool:
         """Whether *name* runs (or is paused, or about to run)."""
-        return await self._libvirt.call(lambda c: bool(_lookup(c, name).isActive()))
+        return await self._libvirt.call(lambda c: bool(lookup(c, name).isActive()))
 
     async def start(self, name: str) -> None:
         """Start *name*; returns when it runs. Its hooks run meanwhile and may refuse.
@@ -48,12 +53,13 @@ class Domains:
         """
 
         def create(connection: libvirt.virConnect) -> None:
-            _lookup(connection, name).create()
+            lookup(connection, name).create()
 
         await self._libvirt.call(create)
 
 
-def _lookup(connection: libvirt.virConnect, name: str) -> libvirt.virDomain:
+def lookup(connection: libvirt.virConnect, name: str) -> libvirt.virDomain:
+    """The domain called *name*; for :meth:`Libvirt.call` of this package."""
     try:
         return connection.lookupByName(name)
     except libvirt.libvirtError as error:

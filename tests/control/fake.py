@@ -11,6 +11,17 @@ from pathlib import Path
 import trio
 
 from ddfs import errors
+from ddfs.control.action_messages import (
+    AttachedDisk,
+    AttachTemplate,
+    Autostart,
+    AutostartDomain,
+    ClonedVolume,
+    CloneTemplate,
+    ExplainGate,
+    GateFileReport,
+    GateReport,
+)
 from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, StoredStatus
 from ddfs.control.messages import (
     AddTemplate,
@@ -70,6 +81,76 @@ class FakeKeeping:
             self._service.known[name] = dataclasses.replace(known, pinned=request.pinned)
 
 
+class FakeActions:
+    """Domains and disks: a disk is a name in a set, and a mark too."""
+
+    def __init__(self, service: FakeService) -> None:
+        self._service = service
+        self.disks: set[str] = set()
+        self.marked: dict[str, bool] = {}
+        self.explained: list[ExplainGate] = []
+        self.attached: list[tuple[str, AttachTemplate]] = []
+        self.cloned: list[CloneTemplate] = []
+
+    def _require(self, name: str) -> TemplateStatus:
+        status = self._service.template(name)
+        if status.state != "downloaded":
+            raise errors.NotHereYetError(f"{status.file_name} is not here")
+        return status
+
+    async def explain_gate(self, question: ExplainGate) -> GateReport:
+        self.explained.append(question)
+        found = tuple(
+            GateFileReport(
+                "vda",
+                "backing",
+                status.path,
+                False,
+                False,
+                status.state,
+                status.file_name,
+                40,
+                75.0,
+                None if status.state == "downloaded" else f"{status.file_name} is 40 % here",
+            )
+            for status in self._service.known.values()
+        )
+        missing = [file for file in found if file.problem]
+        message = str(missing[0].problem) if missing else ""
+        return GateReport(question.domain or "this domain", not missing, message, found)
+
+    async def attach(self, domain: str, request: AttachTemplate) -> AttachedDisk:
+        status = self._require(request.template)
+        self.attached.append((domain, request))
+        change = "medium" if request.target.startswith("sd") else "disk"
+        return AttachedDisk(domain, request.target, status.path, change)
+
+    async def clone(self, request: CloneTemplate) -> ClonedVolume:
+        self._service.template(request.template)
+        if request.full:
+            self._require(request.template)
+        if request.volume in self.disks and not request.replace:
+            raise errors.NameTakenError(f"{request.volume} is there already")
+        replaced = request.volume in self.disks
+        self.disks.add(request.volume)
+        self.cloned.append(request)
+        how = "reflink" if request.full else "overlay"
+        pool, path = request.pool or "default", f"/pool/{request.volume}"
+        size = request.size or 4000
+        return ClonedVolume(pool, request.volume, path, "qcow2", size, how, replaced)
+
+    async def autostart_domains(self) -> list[AutostartDomain]:
+        self._service._check()
+        return [AutostartDomain(n, True, on) for n, on in sorted(self.marked.items())]
+
+    async def set_autostart(self, domain: str, request: Autostart) -> AutostartDomain:
+        if request.enabled:
+            self.marked.setdefault(domain, False)
+        else:
+            self.marked.pop(domain, None)
+        return AutostartDomain(domain, request.enabled, False)
+
+
 class FakeService:
     """Fetches move on by 400 bytes at every look, so that a client sees progress."""
 
@@ -78,6 +159,7 @@ class FakeService:
         self.keeping = FakeKeeping(self)
         self.failing: dict[str, str] = {}
         self.raises: Exception | None = None
+        self.actions = FakeActions(self)
         self.asked: list[GateQuestion] = []
         self.removed: list[tuple[str, bool]] = []
         self.started: list[str] = []

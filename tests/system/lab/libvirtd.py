@@ -95,6 +95,12 @@ class Libvirtd:
             self._process.stop()
             self._process = None
 
+    def kill(self) -> None:
+        """``kill -9``; its domains go on running, too."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
     def install_hook(self, text: str) -> None:
         """Puts a script where libvirt runs it, in place of the one before."""
         new = HOOKS / ".qemu.new"

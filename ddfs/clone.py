@@ -1,0 +1,267 @@
+"""Disks for domains, made from templates: linked overlays, and full copies.
+
+A linked overlay names the template by its path in the template pool. That path outlives the
+daemon (its symlink stands under the mountpoint as well), it tells the gate what the domain
+needs, and it stays right when the published file is fetched again.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+from ddfs import errors
+from ddfs.image import chain, disk, domain
+from ddfs.image.openers import processes_with_open
+from ddfs.model import MAX_SIZE, ImageFormat, Template
+from ddfs.templates import Templates
+
+T = TypeVar("T")
+
+DEFAULT_POOL: Final = "default"
+
+# A file's name on Linux (NAME_MAX).
+_MAX_NAME_BYTES: Final = 255
+
+# qemu-img makes these larger; the others have their size in more than one place.
+_GROWING: Final = (ImageFormat.QCOW2, ImageFormat.RAW)
+
+_SECTOR: Final = 512
+
+# Copies of whole images, and a look at every domain's chains.
+_limiter = trio.CapacityLimiter(2)
+
+
+class Pools(Protocol):
+    """libvirt's storage pools whose volumes are files. All raise :class:`errors.LibvirtError`."""
+
+    async def directory(self, pool: str) -> Path:
+        """Where the volumes of an active pool lie."""
+
+    async def capacity(self, pool: str, volume: str) -> int | None:
+        """The size of the disk in a volume, in bytes; None where there is no such volume."""
+
+    async def refresh(self, pool: str) -> None:
+        """Let libvirt see what is new."""
+
+
+class Domains(Protocol):
+    """libvirt's domains. Both raise :class:`errors.LibvirtError`."""
+
+    async def all_xml(self) -> Mapping[str, bytes]:
+        """The XML of all, by name."""
+
+    async def saved(self) -> set[str]:
+        """Those that wait with their memory on disk (managed save)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloneOrder:
+    """A disk called *volume* in *pool*, from *template*.
+
+    ``size`` in bytes, None: the template's, or that of the disk that it replaces if that is
+    larger. ``full``: a copy that needs the template no more. ``replace``: in place of the
+    volume of that name, if there is one.
+    """
+
+    template: str
+    volume: str
+    pool: str = DEFAULT_POOL
+    size: int | None = None
+    full: bool = False
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """What was made; ``how`` is ``overlay``, ``reflink`` or ``copy``."""
+
+    path: Path
+    format: ImageFormat
+    capacity: int
+    how: str
+    replaced: bool
+
+
+class Clones:
+    """Makes disks from the templates of this host."""
+
+    def __init__(
+        self, templates: Templates, templates_dir: Path, pools: Pools, domains: Domains
+    ) -> None:
+        self._templates = templates
+        self._directory = templates_dir
+        self._mount = str(templates_dir.parent)
+        self._pools = pools
+        self._domains = domains
+
+    async def make(self, order: CloneOrder) -> Clone:
+        """Make a disk; it is complete, and libvirt knows it, when this returns.
+
+        Raises :class:`errors.NotHereYetError` for a template that has to be fetched first,
+        :class:`errors.NameTakenError`, :class:`errors.TemplateInUseError` for a disk in use
+        that it should replace, :class:`errors.StorageFullError`. After any error or a
+        cancellation the old disk is there as it was, and nothing else.
+        """
+        template = self._templates.get(order.template)
+        _validate_volume(order.volume)
+        directory = await self._pools.directory(order.pool)
+        path = directory / order.volume
+        if chain.Mountpoint(self._mount).holds(str(directory)):
+            raise errors.InvalidValueError(
+                f"pool {order.pool} is the template pool itself; choose another with --pool"
+            )
+        source = await self._source(template, order)
+        replaced = await trio.to_thread.run_sync(_is_there, path, order.replace, limiter=_limiter)
+        size = await self._size(template, order, replaced)
+        if replaced:
+            await self._refuse_users(path)
+        how = await self._make(order, template, source, path, size, replaced)
+        await self._pools.refresh(order.pool)
+        image_format = template.format if order.full else ImageFormat.QCOW2
+        return Clone(path, image_format, size, how, replaced)
+
+    async def _source(self, template: Template, order: CloneOrder) -> Path | None:
+        """The published file, where it is needed; None where it is not."""
+        if not order.full and template.head_is_verified:
+            return None
+        is_here = await self._templates.confirm_published(template)
+        published = self._templates.published(template)
+        if not is_here or published is None:
+            why = "a full copy" if order.full else "its size, which no hash vouches for yet"
+            raise errors.NotHereYetError(
+                f"{template.file_name} is not here, and is needed for {why}; run: "
+                f"ddfs prefetch {template.name}"
+            )
+        return Path(published.path) if order.full else None
+
+    async def _size(self, template: Template, order: CloneOrder, replaced: bool) -> int:
+        """The new disk's, in bytes, a multiple of 512."""
+        least = template.virtual_size or template.size
+        if order.size is None:
+            old = await self._pools.capacity(order.pool, order.volume) if replaced else None
+            wanted = max(least, min(old or 0, MAX_SIZE))
+        else:
+            wanted = order.size
+        if not least <= wanted <= MAX_SIZE:
+            raise errors.InvalidValueError(
+                f"a disk of {wanted} bytes cannot be made from {template.file_name}, which has "
+                f"{least}"
+            )
+        if wanted != least and order.full and template.format not in _GROWING:
+            raise errors.InvalidValueError(
+                f"a full copy of {template.file_name} stays as large as that is, {least} bytes; "
+                "make an overlay, or leave the size out"
+            )
+        return wanted if wanted == least and order.full else -(-wanted // _SECTOR) * _SECTOR
+
+    async def _refuse_users(self, path: Path) -> None:
+        users = await self._users_of(path)
+        if users:
+            raise errors.TemplateInUseError(
+                f"{path} is not replaced: {'; '.join(sorted(users)[:5])}"
+            )
+
+    async def _users_of(self, path: Path) -> set[str]:
+        xml, saved = await self._domains.all_xml(), await self._domains.saved()
+        mount = self._mount
+
+        def look() -> set[str]:
+            found = _domain_users(xml, saved, path, chain.Mountpoint(mount))
+            opened = processes_with_open({str(path), os.path.realpath(path)})
+            return found | {f"{process} has it open" for process in opened}
+
+        return await trio.to_thread.run_sync(look, limiter=_limiter)
+
+    async def _make(
+        self,
+        order: CloneOrder,
+        template: Template,
+        source: Path | None,
+        path: Path,
+        size: int,
+        replaced: bool,
+    ) -> str:
+        new = await _run(disk.NewDisk, path.parent)
+        try:
+            how = "overlay"
+            if source is None:
+                backing = self._directory / template.file_name
+                await _run(new.overlay, backing, template.format, size)
+            else:
+                is_shared = await _run(new.copy, source, trio.from_thread.check_cancelled)
+                how = "reflink" if is_shared else "copy"
+                if size != (template.virtual_size or template.size):
+                    await _run(new.grow, template.format, size)
+            if replaced:
+                await _run(new.take_after, path)
+                # It may have been started while the copy was made.
+                await self._refuse_users(path)
+            with trio.CancelScope(shield=True):
+                await _run(functools.partial(new.publish, path, replace=order.replace))
+            return how
+        finally:
+            with trio.CancelScope(shield=True):
+                await _run(new.close)
+
+
+async def _run(function: Callable[..., T], *arguments: object) -> T:
+    return await trio.to_thread.run_sync(function, *arguments, limiter=_limiter)
+
+
+def _validate_volume(name: str) -> None:
+    is_name = name and name not in (".", "..") and "/" not in name and name.isprintable()
+    is_ours = name.startswith(disk.TEMPORARY_PREFIX)
+    if not is_name or is_ours or len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        raise errors.InvalidValueError(
+            f"{name[:140]!r} cannot be a volume's name: it is that of a file, in up to "
+            f"{_MAX_NAME_BYTES} bytes and without / and control characters"
+        )
+
+
+def _is_there(path: Path, may_be: bool) -> bool:
+    """Whether the volume is there; raises for what is in the way."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise errors.StorageError(f"{path}: {error.strerror}") from error
+    if not may_be:
+        raise errors.NameTakenError(
+            f"{path} is there already; choose another name, or make it anew with --replace"
+        )
+    if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o222:
+        raise errors.NameTakenError(f"{path} is no disk of a domain, and is not replaced")
+    return True
+
+
+def _domain_users(
+    domains: Mapping[str, bytes], saved: set[str], path: Path, mount: chain.Mountpoint
+) -> set[str]:
+    """Why domains stand in the way of replacing *path*; a domain that is off does not."""
+    users = set()
+    wanted = mount.resolve(str(path))
+    pools = domain.PoolTargets()
+    for name, xml in domains.items():
+        try:
+            runs = domain.parse(xml, "domain").get("id") is not None
+            files = chain.domain_files(xml, mount, pools)
+        except chain.ChainError as error:
+            users.add(f"domain {name} cannot be looked into: {error}")
+            continue
+        roles = {file.role for file in files if mount.resolve(file.path) == wanted}
+        if roles and runs:
+            users.add(f"domain {name} runs on it; shut that down first")
+        elif roles & {"backing", "data"}:
+            users.add(f"another disk of domain {name} stands on it")
+        elif roles and name in saved:
+            users.add(f"domain {name} was saved and goes on with it (virsh managedsave-remove)")
+    return users

@@ -1,0 +1,196 @@
+"""Disks made from templates: overlays on them, and copies of them. All of it blocks.
+
+A disk is made under a temporary name in the directory where it shall lie, and gets its own
+name when it is complete and on disk, so that nobody ever sees half of one. What a crash
+leaves has no lock on it any more, and goes when the next disk is made there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from ddfs import errors
+from ddfs.model import ImageFormat, MiB
+
+TEMPORARY_PREFIX: Final = ".ddfs-clone-"
+
+# What libvirt gives a new volume (VIR_STORAGE_DEFAULT_VOL_PERM_MODE); it hands the file to
+# QEMU's user when the domain starts.
+_NEW_MODE: Final = 0o600
+
+# linux/fs.h; what a file system without reflinks answers.
+_FICLONE: Final = 0x40049409
+_NO_REFLINK: Final = {
+    errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM,
+    errno.ETXTBSY,
+}  # fmt: skip
+
+_CHUNK: Final = 64 * MiB
+
+# qemu-img writes a header here, and no data; more than this is a file system that hangs.
+_QEMU_IMG_SECONDS: Final = 60.0
+_QEMU_IMG_LIMITS: Final = ("prlimit", "--as=2147483648", "--cpu=30", "--")
+
+_LABEL: Final = "security.selinux"
+
+
+class NewDisk:
+    """A disk in the making in *directory*: an empty file that nobody else has.
+
+    All methods raise :class:`errors.StorageError` and :class:`errors.StorageFullError`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        with _translated(directory):
+            _sweep(directory)
+            self.path = directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self.path, flags, _NEW_MODE)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def overlay(self, backing: Path, backing_format: ImageFormat, size: int) -> None:
+        """Make it a qcow2 overlay of *size* bytes; the backing file is not opened."""
+        words = ("-f", "qcow2", "-F", backing_format.qemu_name, "-b", str(backing), "-u")
+        _qemu_img("create", *words, str(self.path), str(size))
+
+    def copy(self, source: Path, check_cancelled: Callable[[], object]) -> bool:
+        """Make it a copy of *source*; whether its blocks are shared (a reflink).
+
+        *check_cancelled* is called now and then, and may raise.
+        """
+        with _translated(self.path):
+            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if _reflink(fd, self._fd):
+                    return True
+                _copy_data(fd, self._fd, check_cancelled)
+                return False
+            finally:
+                os.close(fd)
+
+    def grow(self, image_format: ImageFormat, size: int) -> None:
+        """Make the disk inside *size* bytes large."""
+        _qemu_img("resize", "-f", image_format.qemu_name, str(self.path), str(size))
+
+    def take_after(self, old: Path) -> None:
+        """Owner, mode and label of *old*, a file that it shall replace."""
+        with _translated(old):
+            status = os.stat(old, follow_symlinks=False)
+            os.fchown(self._fd, status.st_uid, status.st_gid)
+            os.fchmod(self._fd, stat.S_IMODE(status.st_mode))
+        with contextlib.suppress(OSError):
+            os.setxattr(self._fd, _LABEL, os.getxattr(old, _LABEL))
+
+    def publish(self, path: Path, *, replace: bool) -> None:
+        """Give it its name, *path*, in one step; it is on disk then.
+
+        Without *replace* a file of that name is :class:`errors.NameTakenError`, and stays.
+        """
+        with _translated(path):
+            os.fsync(self._fd)
+            if replace:
+                os.rename(self.path, path)
+            else:
+                try:
+                    os.link(self.path, path)
+                except FileExistsError:
+                    raise errors.NameTakenError(
+                        f"{path} is there already; choose another name, or make it anew with "
+                        "--replace"
+                    ) from None
+                os.unlink(self.path)
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+
+    def close(self) -> None:
+        """Leave nothing but what was published. Never fails."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        os.close(self._fd)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what disks in the making left when their process was killed."""
+    for entry in os.scandir(directory):
+        if not entry.name.startswith(TEMPORARY_PREFIX):
+            continue
+        with contextlib.suppress(OSError):
+            fd = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(entry.path)
+            finally:
+                os.close(fd)
+
+
+def _reflink(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in _NO_REFLINK:
+            return False
+        raise
+    return True
+
+
+def _copy_data(source: int, target: int, check_cancelled: Callable[[], object]) -> None:
+    """What is data in *source*; holes stay holes."""
+    status, room = os.fstat(source), os.fstatvfs(target)
+    if status.st_blocks * 512 > room.f_bavail * room.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(target, status.st_size)
+    at = 0
+    while at < status.st_size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            raise
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        while at < end:
+            check_cancelled()
+            copied = os.copy_file_range(source, target, min(_CHUNK, end - at), at, at)
+            if copied == 0:
+                raise OSError(errno.EIO, "the file became shorter while it was copied")
+            at += copied
+
+
+def _qemu_img(*words: str) -> None:
+    command = [*_QEMU_IMG_LIMITS, "qemu-img", words[0], "-q", *words[1:]]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_QEMU_IMG_SECONDS
+        )
+    except FileNotFoundError as error:
+        raise errors.StorageError(f"{error.filename} is not installed") from error
+    except subprocess.TimeoutExpired:
+        raise errors.StorageError(
+            f"qemu-img {words[0]} did not end within {_QEMU_IMG_SECONDS:.0f} s"
+        ) from None
+    if done.returncode != 0:
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        kind = errors.StorageFullError if "No space left" in said else errors.StorageError
+        raise kind(f"qemu-img {words[0]}: {said or f'exit status {done.returncode}'}")
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise errors.StorageFullError(f"{path.parent}: no room for the disk") from error
+        raise errors.StorageError(f"{path}: {error.strerror or error}") from error

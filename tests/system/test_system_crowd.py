@@ -1,0 +1,67 @@
+"""Thirty domains at once on five templates that are not here."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lab.domain import Disk, Domain, make_overlay
+from lab.host import Host
+from lab.libvirtd import URI, Libvirtd
+from lab.processes import wait_until
+from lab.site import MIB, site
+
+DOMAINS = 30
+TEMPLATES = 5
+WAIT_SECONDS = 3.0
+
+
+def virsh(*words: str) -> subprocess.CompletedProcess[str]:
+    command = ["virsh", "-q", "-c", URI, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+
+
+def test_one_window_and_one_fetch_for_each_template(directory: Path, libvirtd: Libvirtd) -> None:
+    with (
+        site(directory / "site", [MIB]) as shop,
+        Host(directory / "host", gate_wait=WAIT_SECONDS) as host,
+    ):
+        host.serve()
+        libvirtd.install_hook(host.hook())
+        images = [shop.publish(f"t{n}", size=8 * MIB, seed=n) for n in range(TEMPLATES)]
+        for number, image in enumerate(images):
+            host.ddfs("template", "add", f"t{number}", image.source)
+        names = [f"vm{number}" for number in range(DOMAINS)]
+        for number, name in enumerate(names):
+            template = host.templates / f"t{number % TEMPLATES}.qcow2"
+            top = make_overlay(host.vms / f"{name}.qcow2", template, virtual_size=8 * MIB)
+            libvirtd.define(Domain(name, (Disk(top),), memory_mib=16), host.vms)
+        registered = [image.bytes_sent() for image in images]
+        with ThreadPoolExecutor(DOMAINS) as pool:
+            began = time.monotonic()
+            starts = [pool.submit(virsh, "start", name) for name in names]
+            listed = []
+            while not all(start.done() for start in starts):
+                asked = time.monotonic()
+                assert virsh("list", "--all").returncode == 0
+                listed.append(time.monotonic() - asked)
+                time.sleep(0.1)
+            took = time.monotonic() - began
+        refused = [start.result() for start in starts if start.result().returncode != 0]
+        # The fetches take longer than the window: two seconds' worth of each 8 MiB are here.
+        assert len(refused) == DOMAINS
+        for result in refused:
+            assert "% here" in result.stderr
+            assert "ddfs start vm" in result.stderr
+        assert max(listed) <= WAIT_SECONDS + 2
+        assert took <= WAIT_SECONDS + 20
+        host.ddfs("prefetch", *(f"t{number}" for number in range(TEMPLATES)))
+        wait_until(lambda: all(image.requests() for image in images), "the mirror's log")
+        for image, before in zip(images, registered, strict=True):
+            # Each byte once, and what had to be looked at again of a piece.
+            assert image.bytes_sent() - before <= 1.2 * image.size
+        results = Counter(virsh("start", name).returncode for name in names[:TEMPLATES])
+        assert results == {0: TEMPLATES}
