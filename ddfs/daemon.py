@@ -30,6 +30,7 @@ from ddfs.control.host import Host, HostFigures
 from ddfs.control.keeping import HostKeeping
 from ddfs.control.later import LaterStarts
 from ddfs.control.metrics import HostMetrics
+from ddfs.control.versioning import Versioning, version_routes
 from ddfs.fetch import certificates
 from ddfs.fetch.access import Grants
 from ddfs.fetch.transport import Transport
@@ -48,6 +49,7 @@ from ddfs.primary.directory import DirectoryStorage
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.spool import Spool
 from ddfs.templates import Templates
+from ddfs.templates.versions import Versions
 from ddfs.virt.autostart import Autostart
 from ddfs.virt.connection import Libvirt
 from ddfs.virt.devices import Devices
@@ -133,22 +135,14 @@ async def _serve_on(
         )
         limits = HostLimits(transport, spool.queue, Limits.of(settings))
         await fetching.start(spool.run)
-        templates = Templates(
-            catalogue,
-            spool,
-            heads,
-            transport,
-            inspect.inspect_head,
-            packed.look,
-            location=settings.network.location,
-            ledger_limiter=ledger_limiter,
-            on_added=changes.added,
-            on_removed=changes.removed,
+        templates, versions = _templates(
+            settings, catalogue, spool, heads, transport, changes, ledger_limiter
         )
         take_inventory = HostInventory(libvirt, settings.templates_dir).take
         mount = settings.mountpoint, settings.templates_dir
         collector = Collector(spool, templates, records, take_inventory, *mount)
         await templates.load()
+        await versions.load()
         shown = ShownTemplates(templates, storage.figures, spool.note_followed)
         pool = TemplatePool(shown, settings.mountpoint)
         later = LaterStarts(templates, domains.start)
@@ -161,20 +155,25 @@ async def _serve_on(
             _domain_actions(settings, templates, gate, libvirt, domains),
             HostFigures(*mount, storage.name, storage.path, storage.figures),
             limits,
-            HostMetrics(templates, pool, storage.figures).text,
+            HostMetrics(templates, pool, storage.figures, versions.state).text,
             HostKeeping(templates, collector, records),
             later.add if settings.gate.then == "start" else None,
+            versions.state,
         )
+        versioning = Versioning(templates, versions, host.status_of, host.remove_one)
+        sockets = settings.socket, settings.reader_socket, settings.socket_group
+        more = [version_routes(versioning)]
+        serve = functools.partial(server.serve, host, *sockets, more=more)
+        changes.show(pool, templates)
         async with trio.open_nursery() as mounted:
-            changes.show(pool, templates)
             await mounted.start(pool.serve)
             async with trio.open_nursery() as serving:
                 await serving.start(changes.run)
                 await serving.start(later.run)
                 serving.start_soon(keeper.run)
                 serving.start_soon(records.run)
-                sockets = settings.socket, settings.reader_socket, settings.socket_group
-                await serving.start(server.serve, host, *sockets)
+                serving.start_soon(versions.run)
+                await serving.start(serve)
                 told = f"{settings.templates_dir}, {len(templates.all())} templates"
                 await _wait_for_the_end(serving, signals, told)
                 serving.cancel_scope.cancel()
@@ -200,6 +199,33 @@ def _domain_actions(
     return DomainActions(
         templates, gate, domains, Devices(libvirt), Autostart(libvirt), clones, str(directory)
     )
+
+
+def _templates(
+    settings: Settings,
+    catalogue: Catalogue,
+    spool: Spool,
+    heads: HeadStore,
+    transport: Transport,
+    changes: Changes,
+    ledger_limiter: trio.CapacityLimiter,
+) -> tuple[Templates, Versions]:
+    """What is registered, and what is known of its sources."""
+    templates = Templates(
+        catalogue,
+        spool,
+        heads,
+        transport,
+        inspect.inspect_head,
+        packed.look,
+        location=settings.network.location,
+        ledger_limiter=ledger_limiter,
+        on_added=changes.added,
+        on_removed=changes.removed,
+    )
+    versions = Versions(templates, catalogue.families, catalogue, ledger_limiter=ledger_limiter)
+    spool.explain = versions.explain
+    return templates, versions
 
 
 async def _wait_for_the_end(

@@ -47,6 +47,8 @@ EXIT_REQUEST = 2
 EXIT_SOURCE = 3
 EXIT_HOST = 4
 EXIT_NOT_READY = 5
+# No error: what was asked about is not as it is here (check, apply --diff).
+EXIT_DIFFERENT = 6
 
 
 class DdfsError(Exception):

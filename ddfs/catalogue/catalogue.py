@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -14,7 +14,6 @@ from sqlalchemy import (
     URL,
     Connection,
     Engine,
-    Row,
     create_engine,
     delete,
     event,
@@ -28,9 +27,11 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from ddfs import errors
 from ddfs.catalogue import migrate, rows, schema
 from ddfs.catalogue.failures import translated
+from ddfs.catalogue.families import Families, forget_empty, note_version
 from ddfs.catalogue.keeping import KeepingTables
 from ddfs.declaration import Declaration
 from ddfs.model import ImageFormat, Manifest, Mirror, SpoolReference, SpoolState, Template
+from ddfs.versions import Validator
 
 FILE_NAME: Final = "catalogue.db"
 
@@ -52,6 +53,7 @@ class Catalogue:
     def __init__(self, path: Path, engine: Engine) -> None:
         self.path = path
         self._engine = engine
+        self.families = Families(self._transaction)
 
     @classmethod
     def open(cls, state_dir: Path) -> Self:
@@ -96,11 +98,13 @@ class Catalogue:
         virtual_size: int | None,
         added_at: float,
         head_is_verified: bool,
+        seen: Sequence[Validator] = (),
     ) -> Template:
         """Bind *name* to the content of *manifest*, whose size must be known.
 
-        A content that is known already gets the mirrors of *manifest* as well, as in
-        :meth:`merge_mirrors`. Raises :class:`errors.TemplateExistsError` when the name is taken.
+        *seen* is what the servers of its source said. A content that is known already gets
+        the mirrors of *manifest* as well, as in :meth:`merge_mirrors`. Raises
+        :class:`errors.TemplateExistsError` when the name is taken.
         """
         with self._transaction() as connection:
             self._refuse_taken(connection, name, manifest.content_id)
@@ -116,6 +120,7 @@ class Catalogue:
                 "head_is_verified": head_is_verified,
             }
             connection.execute(insert(schema.template).values(values))
+            note_version(connection, name, seen)
             return self._template(connection, name)
 
     def remove_template(self, name: str, *, forget_content: bool = False) -> Template:
@@ -128,6 +133,7 @@ class Catalogue:
         with self._transaction() as connection:
             gone = self._template(connection, name)
             connection.execute(delete(schema.template).where(schema.template.c.name == name))
+            forget_empty(connection, gone.family)
             self._drop_unused(connection, gone.content_id, even_published=forget_content)
             return gone
 
@@ -157,6 +163,29 @@ class Catalogue:
                 .order_by(table.c.row)
             )
             return [_declaration_of(row) for row in found]
+
+    def all_declarations(self) -> dict[str, Declaration]:
+        """What was declared about every template, by its name."""
+        table = schema.template
+        with self._transaction() as connection:
+            found = connection.execute(select(table.c.name, table.c.source, table.c.declaration))
+            return {row.name: _declaration_of(row) for row in found}
+
+    def declare(self, name: str, declaration: Declaration) -> Template:
+        """Write down another declaration about *name*; the template as it is from now on.
+
+        Raises :class:`errors.UnknownTemplateError`.
+        """
+        table = schema.template
+        plain = json.dumps(declaration.as_plain())
+        with self._transaction() as connection:
+            self._template(connection, name)
+            connection.execute(
+                update_(table)
+                .where(table.c.name == name)
+                .values(source=declaration.source, declaration=plain)
+            )
+            return self._template(connection, name)
 
     def manifest(self, content_id: str) -> Manifest:
         """The manifest of a content that some template or reference has; else ``ValueError``."""
@@ -365,7 +394,7 @@ _TEMPLATES: Final = select(
 ).join_from(schema.template, schema.content)
 
 
-def _declaration_of(row: Row[Any, Any]) -> Declaration:
+def _declaration_of(row: Any) -> Declaration:
     return Declaration.from_plain({"source": row.source, **json.loads(row.declaration)})
 
 

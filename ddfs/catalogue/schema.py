@@ -130,6 +130,36 @@ template = Table(
     sqlite_autoincrement=True,
 )
 
+# What all versions of a name share. Written with the first of them, gone with the last.
+family = Table(
+    "family",
+    METADATA,
+    # The name without a version.
+    Column("name", Text, primary_key=True),
+    # The highest number that a version ever had, so that none comes back.
+    Column("last_version", Integer, nullable=False),
+    # The last check of the source: versions.Verdict's value and when; NULL before the first.
+    Column("verdict", Text),
+    Column("checked_at", Float),
+    # What it came to, for people; empty where there is nothing to say.
+    Column("message", Text, nullable=False, server_default=""),
+    # JSON list of versions.Validator: what servers said when the source was as it is known.
+    Column("seen", Text, nullable=False, server_default="[]"),
+)
+
+# Our own piece hashes of a complete file where no document gave any, so that damage can be
+# told from good bytes. Written once the whole-file hash held.
+fingerprint = Table(
+    "fingerprint",
+    METADATA,
+    Column(
+        "content_id", Text, ForeignKey("content.content_id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("piece_length", BigInteger, nullable=False),
+    # SHA-256 of each piece, one behind the other.
+    Column("digests", LargeBinary, nullable=False),
+)
+
 # How far a content has come on a primary storage. Written by the spool as it goes on.
 spool_reference = Table(
     "spool_reference",

@@ -9,11 +9,13 @@ from typing import Annotated, Final
 import typer
 
 from ddfs import model
-from ddfs.cli import output, waiting
+from ddfs.cli import output, versions, waiting
+from ddfs.cli.paths import absolute
 from ddfs.cli.session import JsonOption, Session, complete_template, session_of
 from ddfs.cli.text import format_seconds, format_size
 from ddfs.control.messages import AddTemplate, TemplateStatus
 from ddfs.names import validate_template_name
+from ddfs.versions import Verdict
 
 # How often `status --watch` looks.
 WATCH_SECONDS: Final = 1.0
@@ -75,7 +77,7 @@ def add(
     validate_template_name(name)
     request = AddTemplate(
         name,
-        _absolute(source),
+        absolute(source),
         image_format,
         checksum,
         file,
@@ -96,7 +98,7 @@ def list_templates(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         output.print_json(found)
         return
-    heads = ("NAME", "FORMAT", "SIZE", "VIRTUAL", "STATE", "SOURCE")
+    heads = ("NAME", "FORMAT", "SIZE", "VIRTUAL", "STATE", "NEWER", "SOURCE")
     output.print_table(heads, (_list_row(status) for status in found))
 
 
@@ -134,17 +136,44 @@ def remove(
     purge: Annotated[
         bool, typer.Option("--purge", help="Delete its file in primary storage, too.")
     ] = False,
+    all_versions: Annotated[
+        bool, typer.Option("--all-versions", help="All versions that nothing uses.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a template from the pool; one that is in use is refused."""
+    """Remove a template from the pool; one that is in use is refused.
+
+    Of a template with several versions one has to be named, as debian-12@2 or
+    debian-12@1, unless all are meant.
+    """
     session = session_of(context)
     found = session.template_name(name)
+    if all_versions:
+        _remove_all(session, found, purge, as_json)
+        return
     session.client.remove_template(found, purge=purge)
     if as_json:
         output.print_json({"name": found, "purged": purge})
         return
     # The daemon keeps a file while another name has the same content.
     print(f"{found}: removed" + (", and its file if nothing else needs it" if purge else ""))
+
+
+group.command(epilog="Example: ddfs template check")(versions.check)
+group.command(epilog="Example: ddfs template update debian-12")(versions.update)
+
+
+def _remove_all(session: Session, name: str, purge: bool, as_json: bool) -> None:
+    from ddfs import errors
+
+    removed = session.client.remove_versions(name, purge=purge)
+    if as_json:
+        output.print_json(removed)
+    else:
+        for gone in removed.names:
+            print(f"{gone}: removed")
+    if removed.kept:
+        raise errors.TemplateInUseError("; ".join(removed.kept))
 
 
 def register(app: typer.Typer) -> None:
@@ -169,7 +198,7 @@ def prefetch(
     """Fetch templates now, also those whose last fetch failed, and wait for them."""
     session = session_of(context)
     found = session.client.prefetch(
-        session.template_names(names), [_absolute(seed) for seed in seeds or ()]
+        session.template_names(names), [absolute(seed) for seed in seeds or ()]
     )
     if wait:
         found = waiting.wait(session.client, found)
@@ -259,7 +288,28 @@ def _list_row(status: TemplateStatus) -> tuple[str, ...]:
     virtual = "-" if status.virtual_size is None else format_size(status.virtual_size)
     size = format_size(status.size)
     state = f"{status.state}, pinned" if status.pinned else status.state
-    return (status.name, status.format, size, virtual, state, status.source)
+    newer = newer_version(status)
+    return (status.name, status.format, size, virtual, state, newer, status.source)
+
+
+def newer_version(status: TemplateStatus) -> str:
+    """Where there is a newer version: here, or only at the source; a dash for nowhere."""
+    if not status.is_newest:
+        return "here"
+    return "at source" if status.source_verdict == Verdict.CHANGED.value else "-"
+
+
+def _source_fields(status: TemplateStatus) -> list[tuple[str, str]]:
+    fields = []
+    if not status.is_newest:
+        fields.append(("newer version", f"here, as {status.family}"))
+    if status.checked_at is not None and status.is_newest:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.checked_at))
+        note = f": {status.source_message}" if status.source_message else ""
+        fields.append(("source checked", f"{when}, {status.source_verdict}{note}"))
+    if status.check_every is not None:
+        fields.append(("checked every", format_seconds(status.check_every)))
+    return fields
 
 
 def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
@@ -279,6 +329,7 @@ def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
     ]
     if status.published_path is not None:
         fields.append(("published", status.published_path))
+    fields += _source_fields(status)
     if status.last_error is not None:
         fields.append(("last error", status.last_error))
     if status.retry_in is not None:
@@ -290,10 +341,3 @@ def _when(moment: float | None) -> str:
     if moment is None:
         return "never"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
-
-
-def _absolute(source: str) -> str:
-    """A path means the same to the daemon, which runs in another directory."""
-    import os
-
-    return source if "://" in source else os.path.abspath(source)

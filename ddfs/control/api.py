@@ -6,7 +6,7 @@ in the event loop. What is raised becomes a :class:`~ddfs.control.messages.Probl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
@@ -43,12 +43,17 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def make_app(service: Service) -> FastAPI:
-    """Everything, for the socket that the operator and the hook use."""
+def make_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
+    """Everything, for the socket that the operator and the hook use.
+
+    *more* are the routes of services that stand beside *service*.
+    """
     app = _make_app("ddfs", _reading(service), "")
     for routes in (_templates, _fetches, _pool, _domains, _gate, actions):
         app.include_router(routes(service), responses=_PROBLEMS)
     app.include_router(keeping.routes(service.keeping), responses=_PROBLEMS)
+    for router in more:
+        app.include_router(router, responses=_PROBLEMS)
     return app
 
 

@@ -44,6 +44,13 @@ from ddfs.control.messages import (
     Problem,
     TemplateStatus,
 )
+from ddfs.control.version_messages import (
+    Declared,
+    Removed,
+    SourceCheck,
+    Updated,
+    UpdateTemplate,
+)
 
 T = TypeVar("T")
 
@@ -164,6 +171,32 @@ class Client:
         """Marks a domain to be started at boot, or not any more."""
         path = f"/v1/domains/{quote(domain, safe='')}/autostart"
         return self._ask(AutostartDomain, "PUT", path, Autostart(enabled), SLOW_SECONDS)
+
+    # -- versions ---------------------------------------------------------------------------
+
+    def check(self, name: str) -> SourceCheck:
+        """Asks the source of a template whether it has changed."""
+        path = f"/v1/templates/{quote(name, safe='')}/check"
+        return self._ask(SourceCheck, "POST", path, None, SLOW_SECONDS)
+
+    def update(self, name: str, request: UpdateTemplate) -> Updated:
+        """Makes a version of what the source is now."""
+        path = f"/v1/templates/{quote(name, safe='')}/update"
+        return self._ask(Updated, "POST", path, request, SLOW_SECONDS)
+
+    def declared(self) -> Declared:
+        """What is declared about every name, secrets included."""
+        return self._ask(Declared, "GET", "/v1/declarations")
+
+    def declare(self, request: AddTemplate) -> Updated:
+        """Makes a name what is declared."""
+        path = f"/v1/declarations/{quote(request.name, safe='')}"
+        return self._ask(Updated, "PUT", path, request, SLOW_SECONDS)
+
+    def remove_versions(self, name: str, *, purge: bool) -> Removed:
+        """Forgets all versions of a name that nothing uses."""
+        path = f"/v1/declarations/{quote(name, safe='')}?purge={str(purge).lower()}"
+        return self._ask(Removed, "DELETE", path, None, SLOW_SECONDS)
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""

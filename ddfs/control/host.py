@@ -42,6 +42,7 @@ from ddfs.model import SpoolState, Template
 from ddfs.spool.rest import Demand
 from ddfs.spool.seed import check_seed
 from ddfs.templates import Registration, Templates
+from ddfs.versions import SourceState
 
 # Walking the chains of all domains reads their images' headers.
 _chain_limiter = trio.CapacityLimiter(2)
@@ -123,7 +124,9 @@ class Host:
         metrics: Callable[[], bytes],
         keeping: HostKeeping,
         start_later: Callable[[str, Sequence[Template]], None] | None = None,
+        source_state: Callable[[str], SourceState] = lambda _: SourceState(),
     ) -> None:
+        self._source_state = source_state
         self._templates = templates
         self._gate = gate
         self._pool = pool
@@ -171,14 +174,16 @@ class Host:
     def templates(self) -> list[TemplateStatus]:
         """All templates, sorted by name."""
         found = sorted(self._templates.all(), key=lambda template: template.name)
-        return [self._status(template) for template in found]
+        return [self.status_of(template) for template in found]
 
     def template(self, name: str) -> TemplateStatus:
         """One template."""
-        return self._status(self._templates.newest(name))
+        return self.status_of(self._templates.newest(name))
 
-    def _status(self, template: Template) -> TemplateStatus:
+    def status_of(self, template: Template) -> TemplateStatus:
+        """A template, as it is told to the outside."""
         holding = self._templates.holding(template)
+        source = self._source_state(template.family)
         return TemplateStatus(
             name=template.name,
             format=template.format.value,
@@ -204,6 +209,10 @@ class Host:
             is_newest=template is self._templates.newest(template.family),
             pinned=self.keeping.is_pinned(template),
             last_used_at=self.keeping.last_used_at(template),
+            source_verdict=source.verdict.value if source.verdict else None,
+            source_message=source.message,
+            checked_at=source.checked_at,
+            check_every=self._templates.declaration(template).check_every,
             mirrors=tuple(
                 MirrorStatus(
                     url=mirror.url,
@@ -228,11 +237,21 @@ class Host:
         plain = dataclasses.asdict(request)
         name = plain.pop("name")
         declaration = Declaration.from_plain(plain)
-        return self._status(await self._templates.add(Registration(name, declaration)))
+        return self.status_of(await self._templates.add(Registration(name, declaration)))
 
     async def remove_template(self, name: str, purge: bool) -> None:
-        """Forget one that nothing uses."""
-        template = self._templates.newest(name)
+        """Forget one version that nothing uses; which one has to be said if there are more."""
+        versions = self._templates.versions(name)
+        if len(versions) > 1:
+            raise errors.InvalidValueError(
+                f"{name} has {len(versions)} versions: name one of them "
+                f"({', '.join(each.exact_name for each in versions[:5])}), or remove them all "
+                "with --all-versions"
+            )
+        await self.remove_one(self._templates.newest(name), purge)
+
+    async def remove_one(self, template: Template, purge: bool) -> None:
+        """Forget a template that nothing uses; :class:`errors.TemplateInUseError`."""
         users = await self._users_of(template)
         if users:
             raise errors.TemplateInUseError(
@@ -278,7 +297,7 @@ class Host:
         wanted = [self._templates.newest(name) for name in names]
         for template in wanted:
             self._templates.demand(template, Demand.HAND)
-        return [self._status(template) for template in wanted]
+        return [self.status_of(template) for template in wanted]
 
     async def prefetch_seeded(
         self, names: Sequence[str], seeds: Sequence[str]
@@ -299,14 +318,14 @@ class Host:
                 )
         for template in wanted:
             self._templates.demand(template, Demand.HAND, paths)
-        return [self._status(template) for template in wanted]
+        return [self.status_of(template) for template in wanted]
 
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
         """End fetches."""
         wanted = [self._templates.newest(name) for name in names]
         for template in wanted:
             self._templates.cancel(template)
-        return [self._status(template) for template in wanted]
+        return [self.status_of(template) for template in wanted]
 
     def limits(self) -> Limits:
         """What fetches may take."""
@@ -352,7 +371,7 @@ class Host:
             # A file that was deleted by hand has to be noticed here, not by QEMU.
             if not await self._templates.confirm_published(template):
                 self._templates.demand(template, Demand.HAND)
-        return [self._status(template) for template in needed]
+        return [self.status_of(template) for template in needed]
 
     async def start_domain(self, domain: str) -> None:
         """Start one."""

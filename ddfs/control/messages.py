@@ -49,7 +49,9 @@ class TemplateStatus:
     ``is_readable_early`` are explained in :mod:`ddfs.model`; the latter is called
     ``readable_early`` here. ``family`` is the name without a version and ``version`` its
     number, from 1; asked for without one, the newest answers. ``FAMILY@VERSION`` always means
-    this one.
+    this one. ``source_verdict`` is how the last check of the source ended, at
+    ``checked_at``: ``unchanged``, ``changed`` or ``cannot be asked`` (None: not checked
+    yet), with ``source_message`` for people; ``check_every`` is in seconds.
     """
 
     name: str
@@ -78,6 +80,10 @@ class TemplateStatus:
     # Never deleted to make room; when it was last used, None for never.
     pinned: bool = False
     last_used_at: float | None = None
+    source_verdict: str | None = None
+    source_message: str = ""
+    checked_at: float | None = None
+    check_every: int | None = None
 
     @property
     def exact_name(self) -> str:

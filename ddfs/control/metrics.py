@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from ddfs.model import SpoolState
 from ddfs.templates import Templates
+from ddfs.versions import SourceState, Verdict
 
 
 class MountFigures(Protocol):
@@ -44,9 +45,11 @@ class HostMetrics:
         templates: Templates,
         mount: MountFigures,
         measure: Callable[[], tuple[int, int]],
+        source_state: Callable[[str], SourceState] = lambda _: SourceState(),
     ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_HostCollector(templates, mount, measure))
+        self._registry.register(_SourceCollector(templates, source_state))
 
     def text(self) -> bytes:
         """All metrics."""
@@ -121,6 +124,35 @@ class _HostCollector(Collector):
                 rejected.add_metric(labels, mirror.rejected_pieces)
         yield received
         yield rejected
+
+
+class _SourceCollector(Collector):
+    def __init__(self, templates: Templates, source_state: Callable[[str], SourceState]) -> None:
+        self._templates = templates
+        self._state = source_state
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, as above."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """How the last checks of sources ended; none for a source that was never checked."""
+        changed = GaugeMetricFamily(
+            "ddfs_source_changed", "Whether there is a newer version", labels=["template"]
+        )
+        reached = GaugeMetricFamily(
+            "ddfs_source_reachable", "Whether its source answered last", labels=["template"]
+        )
+        when = GaugeMetricFamily(
+            "ddfs_source_checked_seconds", "When that was", labels=["template"]
+        )
+        for family in self._templates.families():
+            state = self._state(family)
+            if state.verdict is not None and state.checked_at is not None:
+                changed.add_metric([family], state.verdict is Verdict.CHANGED)
+                reached.add_metric([family], state.verdict is not Verdict.UNREACHABLE)
+                when.add_metric([family], state.checked_at)
+        yield from (changed, reached, when)
 
 
 def _by_kind(name: str, text: str, counts: Mapping[str, int]) -> Metric:

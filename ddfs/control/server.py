@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 import trio
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -45,6 +46,7 @@ async def serve(
     reader_path: Path,
     group: str | None = None,
     *,
+    more: Sequence[APIRouter] = (),
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answers on both sockets until it is cancelled; started once both can be connected to.
@@ -58,7 +60,7 @@ async def serve(
         sock = stack.enter_context(listening(path, OWNER_MODE, group))
         reader_sock = stack.enter_context(listening(reader_path, READER_MODE))
         async with trio.open_nursery() as nursery:
-            everything = _Endpoint(make_app(service), MAX_CONNECTIONS)
+            everything = _Endpoint(make_app(service, more), MAX_CONNECTIONS)
             reading = _Endpoint(make_reader_app(service), MAX_READER_CONNECTIONS)
             nursery.start_soon(everything.run, sock)
             nursery.start_soon(reading.run, reader_sock)

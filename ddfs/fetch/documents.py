@@ -21,6 +21,7 @@ from ddfs.fetch.dialing import network_of_peer, permitted_addresses
 from ddfs.fetch.networks import Network
 from ddfs.fetch.trust import Trust
 from ddfs.model import ByteRange, KiB, MiB
+from ddfs.versions import Validator, Visit
 
 if TYPE_CHECKING:
     import httpx
@@ -185,6 +186,24 @@ class Documents:
                 if len(data) < skip + len(wanted):
                     raise errors.MirrorError(url, "sent less than it was asked for")
                 return bytes(data[skip : skip + len(wanted)])
+
+    async def revisit(self, before: Validator, terms: Terms = PLAIN) -> Visit:
+        """See :meth:`inquiry.Inquiry.revisit`."""
+        url = before.url
+        headers = {"Accept-Encoding": "identity"}
+        if before.etag:
+            headers["If-None-Match"] = before.etag
+        if before.last_modified:
+            headers["If-Modified-Since"] = before.last_modified
+        async with self._translated(url):
+            async with self.respond("HEAD", url, headers, terms) as reply:
+                if reply.response.status_code in (200, 304):
+                    return _visit_of(reply.response, url)
+            # Some servers refuse HEAD. Of the body no more is read than came with the head.
+            async with self.respond("GET", url, headers, terms) as reply:
+                if reply.response.status_code != 304:
+                    _expect(reply.response, url, 200)
+                return _visit_of(reply.response, url)
 
     @asynccontextmanager
     async def respond(
@@ -383,6 +402,18 @@ def _stated_length(response: httpx.Response) -> int | None:
     length = response.headers.get("content-length", "")
     encoded = response.headers.get("content-encoding", "identity") != "identity"
     return int(length[:19]) if length.isdecimal() and not encoded else None
+
+
+def _visit_of(response: httpx.Response, url: str) -> Visit:
+    not_modified = response.status_code == 304
+    # RFC 9110 section 15.4.5: a 304 need not say anything of the body.
+    now = Validator(
+        url,
+        response.headers.get("etag"),
+        response.headers.get("last-modified"),
+        None if not_modified else _stated_length(response),
+    )
+    return Visit(now, not_modified)
 
 
 def _expect(response: httpx.Response, url: str, status: int) -> None:

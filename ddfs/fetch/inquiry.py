@@ -14,6 +14,7 @@ from ddfs.fetch.address import Address, AddressError
 from ddfs.fetch.documents import Documents, FetchedDocument, Look
 from ddfs.fetch.networks import PUBLIC
 from ddfs.model import ByteRange, HashAlgorithm, Manifest
+from ddfs.versions import Validator, Visit
 
 
 class Inquiry:
@@ -53,6 +54,13 @@ class Inquiry:
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
         """See :meth:`ddfs.fetch.transport.Transport.read_range`."""
         return await self._documents.read_range(url, wanted, size=size, terms=self._terms(url))
+
+    async def revisit(self, before: Validator) -> Visit:
+        """Ask whether an address still serves what it served, without its body.
+
+        Raises :class:`errors.MirrorError`.
+        """
+        return await self._documents.revisit(before, self._terms(before.url))
 
     def attributed(self, manifest: Manifest) -> Manifest:
         """*manifest* with the network that each mirror was named from.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 # The journal of what runs has to be on disk before the process may be killed for slowness.
 _SHUTDOWN_SECONDS: Final = 2.0
+
+
+Explain = Callable[[str, errors.DdfsError], Awaitable[errors.DdfsError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Spool:
         self._on_change = on_change
         self._on_use = on_use
         self.queue = Queue()
+        # Knows more of why a fetch failed; returns within seconds, and never raises.
+        self.explain: Explain | None = None
         self._holdings: dict[str, _Holding] = {}
         self._files = OpenFiles()
         self._nursery: trio.Nursery | None = None
@@ -354,6 +359,7 @@ class Spool:
             error = None
         except errors.DdfsError as failure:
             error = failure
+            error = await self._explained(content_id, failure)
         except Exception as bug:
             log.exception("%s: a bug ended the fetch", fetch.order.published_name)
             error = errors.StorageError(f"internal error: {type(bug).__name__}: {bug}")
@@ -367,6 +373,15 @@ class Spool:
                     await self._discard_leftovers(content_id)
         if error is not None:
             await self._after_failure(holding, fetch, error)
+
+    async def _explained(self, content_id: str, error: errors.DdfsError) -> errors.DdfsError:
+        if self.explain is None:
+            return error
+        try:
+            return await self.explain(content_id, error)
+        except Exception:
+            log.exception("a bug in explaining why a fetch failed")
+            return error
 
     def _conclude(self, holding: _Holding, fetch: Fetch, error: errors.DdfsError | None) -> None:
         statistics = fetch.statistics()

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -34,70 +34,17 @@ from ddfs.spool.fetching import Order
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import HoldingStatus, Spool
 from ddfs.templates.index import Index
+from ddfs.templates.ports import Catalogue, HeadInspector, Heads
+from ddfs.templates.recorder import RecordedInquiries, RecordedInquiry, Recorder
+from ddfs.versions import SourceState, Validator
+
+# Registrations under way, however many are asked for.
+REGISTRATIONS_AT_ONCE: Final = 32
 
 log = logging.getLogger(__name__)
 
 # A document may list thousands of dead mirrors, and somebody waits for the answer.
 _HEAD_SECONDS: Final = 60.0
-
-
-class Catalogue(Protocol):
-    """Where templates are written down. Blocks; called in a thread."""
-
-    def templates(self) -> list[Template]:
-        """All templates."""
-
-    def add_template(
-        self,
-        *,
-        name: str,
-        format: ImageFormat,  # noqa: A002 - the column's name
-        manifest: Manifest,
-        declaration: Declaration,
-        virtual_size: int | None,
-        added_at: float,
-        head_is_verified: bool,
-    ) -> Template:
-        """Write down a template and the manifest of its content."""
-
-    def remove_template(self, name: str) -> Template:
-        """Forget a template."""
-
-
-class Heads(Protocol):
-    """The stored heads. Small local files: read in the event loop, written in a thread."""
-
-    def put(self, content_id: str, data: bytes) -> None:
-        """Store or replace."""
-
-    def read(self, content_id: str, offset: int, length: int) -> bytes:
-        """Bytes of a head; fewer at its end."""
-
-    def size(self, content_id: str) -> int:
-        """Its length; 0 where there is none."""
-
-    def remove(self, content_id: str) -> None:
-        """Forget a head."""
-
-
-class ImageFacts(Protocol):
-    """What an inspector found."""
-
-    @property
-    def format(self) -> ImageFormat:
-        """What it is."""
-
-    @property
-    def virtual_size(self) -> int | None:
-        """The size of the disk inside, if its head says so."""
-
-
-class HeadInspector(Protocol):
-    """Looks at the head of an image. Raises :class:`errors.ImageError`."""
-
-    def __call__(self, data: bytes, *, size: int, claimed: ImageFormat | None) -> ImageFacts:
-        """The facts."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +53,15 @@ class Registration:
 
     name: str
     declaration: Declaration
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a source is, who was asked, and what servers said of the documents that say so."""
+
+    manifest: Manifest
+    inquiry: source.Documents
+    seen: tuple[Validator, ...] = ()
 
 
 class Templates:
@@ -120,7 +76,7 @@ class Templates:
         catalogue: Catalogue,
         spool: Spool,
         heads: Heads,
-        inquiries: source.Inquiries,
+        inquiries: RecordedInquiries,
         inspect_head: HeadInspector,
         look: source.Look,
         *,
@@ -140,7 +96,13 @@ class Templates:
         self._on_added = on_added
         self._on_removed = on_removed
         self._index = Index()
+        self._declarations: dict[str, Declaration] = {}
+        # What is known of the sources of families; checks write it, see versions.py.
+        self.source_states: dict[str, SourceState] = {}
         self._changing: dict[str, trio.Lock] = {}
+        # Each takes threads, memory for a document, and a second of the event loop in
+        # parts: others have to get on, and so have the mirrors.
+        self.registering = trio.CapacityLimiter(REGISTRATIONS_AT_ONCE)
 
     async def load(self) -> None:
         """Read the catalogue, and go on with the fetches that the last daemon was running."""
@@ -148,6 +110,9 @@ class Templates:
             self._catalogue.templates, limiter=self._limiter
         ):
             self._index.add(template)
+        self._declarations = await trio.to_thread.run_sync(
+            self._catalogue.all_declarations, limiter=self._limiter
+        )
         for template in self.all():
             if self._spool.was_interrupted(template.content_id):
                 self._spool.demand(order_for(template))
@@ -174,6 +139,14 @@ class Templates:
     def versions(self, family: str) -> Sequence[Template]:
         """All versions of a family, oldest first."""
         return self._index.versions(family)
+
+    def families(self) -> Sequence[str]:
+        """The names without versions, each once."""
+        return self._index.families()
+
+    def declaration(self, template: Template) -> Declaration:
+        """What is declared about it; from memory."""
+        return self._declarations[template.name]
 
     def by_file_name(self, file_name: str) -> Template | None:
         """The template of that name in the pool."""
@@ -230,28 +203,38 @@ class Templates:
         """Resolve a source, look at the head of its image, and write both down.
 
         The same name with the same content is the template that is there; with other
-        content it is :class:`errors.TemplateExistsError`. Nothing is kept of a source that
+        content it is :class:`errors.TemplateExistsError`: see
+        :meth:`ddfs.templates.versions.Versions.update`. Nothing is kept of a source that
         fails or is refused.
         """
         name = validate_template_name(registration.name)
-        declared = registration.declaration
-        async with self._change(name):
-            inquiry = await self._inquiries.inquiry(declared)
-            manifest = inquiry.attributed(
-                await source.resolve(declared, documents=inquiry, location=self._location)
-            )
-            existing = self._index.by_name(name)
-            if existing is not None:
-                return _same_content(existing, manifest, registration)
-            return await self._register(registration, manifest, inquiry)
+        async with self.changing(name), self.registering:
+            resolved = await self.resolve(registration.declaration)
+            versions = self.versions(name)
+            if versions:
+                return _same_content(versions, resolved.manifest, registration)
+            return await self.register(registration, resolved)
 
-    async def _register(
-        self, registration: Registration, manifest: Manifest, documents: source.Documents
-    ) -> Template:
-        declared = registration.declaration
+    async def resolve(self, declaration: Declaration) -> Resolved:
+        """What a source is now, and what its servers said of the documents that decide."""
+        inquiry = await self.inquiry(declaration)
+        recorder = Recorder(inquiry)
+        manifest = await source.resolve(declaration, documents=recorder, location=self._location)
+        return Resolved(inquiry.attributed(manifest), inquiry, recorder.seen)
+
+    async def inquiry(self, declaration: Declaration) -> RecordedInquiry:
+        """What asks a source, with what is declared about its access."""
+        return await self._inquiries.inquiry(declaration)
+
+    async def register(self, registration: Registration, resolved: Resolved) -> Template:
+        """Look at the head of the image and write it down under a name that is free.
+
+        The caller holds :meth:`changing` of the family.
+        """
+        declared, manifest = registration.declaration, resolved.manifest
         if manifest.size is None:
             raise errors.DocumentError(f"{declared.source}: nobody says how large it is")
-        head, manifest = await self._head(manifest, documents)
+        head, manifest = await self._head(manifest, resolved.inquiry)
         for failure in head.failures:
             log.warning("%s: %s", registration.name, failure)
         # Where nobody knows to how much it unpacks, it is not found to be cut off.
@@ -278,11 +261,14 @@ class Templates:
                 virtual_size=virtual_size,
                 added_at=time.time(),
                 head_is_verified=head.verified,
+                seen=resolved.seen,
             )
 
         with trio.CancelScope(shield=True):
             template = await trio.to_thread.run_sync(write_down, limiter=self._limiter)
         self._index.add(template)
+        self._declarations[template.name] = declared
+        self.source_states[template.family] = SourceState(seen=resolved.seen)
         for note in manifest.notes:
             log.warning("%s: %s", registration.name, note)
         log.info("%s: registered from %s", template.file_name, declared.source)
@@ -309,7 +295,8 @@ class Templates:
         The caller has made sure that no domain needs it. Raises
         :class:`errors.TemplateInUseError` while it is being fetched.
         """
-        async with self._change(name):
+        template = self.get(name)
+        async with self.changing(template.family):
             template = self.get(name)
             is_last = len(self.with_content(template.content_id)) == 1
             if is_last and self._spool.is_fetching(template.content_id):
@@ -323,19 +310,38 @@ class Templates:
                     self._catalogue.remove_template, name, limiter=self._limiter
                 )
                 self._index.remove(template)
+                self._declarations.pop(name, None)
+                if not self.versions(template.family):
+                    self.source_states.pop(template.family, None)
                 self._on_removed(template)
                 if is_last:
                     await trio.to_thread.run_sync(self._heads.remove, template.content_id)
             log.info("%s: removed", template.file_name)
 
+    async def declare(self, template: Template, declaration: Declaration) -> Template:
+        """Write down another declaration; the content stays what it is.
+
+        The caller holds :meth:`changing` of the family.
+        """
+        with trio.CancelScope(shield=True):
+            changed = await trio.to_thread.run_sync(
+                self._catalogue.declare, template.name, declaration, limiter=self._limiter
+            )
+        self._index.remove(template)
+        self._index.add(changed)
+        self._declarations[template.name] = declaration
+        return changed
+
     @asynccontextmanager
-    async def _change(self, name: str) -> AsyncIterator[None]:
-        """One change of a name at a time."""
-        lock = self._changing.setdefault(name, trio.Lock())
-        async with lock:
-            yield
-        if not lock.statistics().tasks_waiting:
-            self._changing.pop(name, None)
+    async def changing(self, family: str) -> AsyncIterator[None]:
+        """One change of a name, in whichever version, at a time."""
+        lock = self._changing.setdefault(family, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and self._changing.get(family) is lock:
+                del self._changing[family]
 
     # -- bytes -----------------------------------------------------------------------------
 
@@ -389,12 +395,18 @@ def _with_size(template: Template, size: int) -> Template:
     return replace(template, size=size, size_is_known=True, virtual_size=virtual_size)
 
 
-def _same_content(existing: Template, manifest: Manifest, asked: Registration) -> Template:
-    if existing.content_id != manifest.content_id:
+def _same_content(
+    versions: Sequence[Template], manifest: Manifest, asked: Registration
+) -> Template:
+    """The newest of *versions* that has the content."""
+    found = [t for t in versions if t.content_id == manifest.content_id]
+    if not found:
         raise errors.TemplateExistsError(
-            f"{existing.name} is bound to other content ({existing.content_id}); a name never "
-            "changes its content: register the new one under a new name"
+            f"{asked.name} is bound to other content ({versions[-1].content_id}); a name never "
+            "changes its content: register the new one under a new name, or as a version of "
+            f"this one with: ddfs template update {asked.name} SOURCE"
         )
+    existing = found[-1]
     if asked.declaration.format not in (None, existing.format):
         raise errors.TemplateExistsError(
             f"{existing.name} is there already, as {existing.format.value}"

@@ -13,6 +13,7 @@ from ddfs import errors
 from ddfs.control.client import Client
 from ddfs.control.host import Host, HostFigures
 from ddfs.control.keeping import HostKeeping
+from ddfs.declaration import Declaration
 from ddfs.model import ImageFormat, SpoolState, Template
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import HoldingStatus
@@ -53,6 +54,9 @@ class TwoTemplates:
         return Template(
             1, name, ImageFormat.RAW, "sha-256:" + "ab" * 32, 9, None, "s", 0.0, True, True
         )
+
+    def declaration(self, template: Template) -> Declaration:
+        return Declaration(template.source)
 
     def is_fetching(self, template: Template) -> bool:
         return template.name == "busy"

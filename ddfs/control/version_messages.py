@@ -1,0 +1,60 @@
+"""What crosses the control socket about versions, declarations and stored files.
+
+As in :mod:`ddfs.control.messages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ddfs.control.messages import AddTemplate, TemplateStatus
+
+_STRICT: Final = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCheck:
+    """How a check of a source ended; the fields are those of :class:`TemplateStatus`."""
+
+    name: str
+    verdict: str
+    message: str
+    checked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateTemplate:
+    """The body of ``POST /v1/templates/{name}/update``.
+
+    What is not None is declared differently from now on; a new content may need a new
+    checksum.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    source: str | None = None
+    checksum: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What a name is now, and whether that version was made for this request."""
+
+    template: TemplateStatus
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The versions that a removal took away, and why others stay, a line each."""
+
+    names: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What is declared about all names, as it would be registered anew, secrets included."""
+
+    templates: tuple[AddTemplate, ...]

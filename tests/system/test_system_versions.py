@@ -1,0 +1,111 @@
+"""Sources that change under a running daemon: checks, new versions, and what stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from lab.bootimage import MIB
+from lab.host import Host
+from lab.processes import wait_until
+from lab.site import Published, Site
+
+pytestmark = pytest.mark.system
+
+
+def publish_newer(site: Site, image: Published, *, seed: int) -> Published:
+    """Other bytes at the address of *image*, on all mirrors; the publisher's clock has moved."""
+    size = image.size
+    for path in (image.image, *(mirror.root / image.image.name for mirror in site.mirrors)):
+        path.unlink()
+    newer = site.publish(image.image.stem, size=size, seed=seed)
+    # Servers tell by the second; this test is faster.
+    later = time.time() + 10
+    os.utime(site.documents.root / Path(newer.source).name, (later, later))
+    return newer
+
+
+def test_a_check_costs_a_304_and_a_change_makes_a_version(host: Host, fast_site: Site) -> None:
+    old = fast_site.publish("rolling", size=4 * MIB, seed=1)
+    first = old.image.read_bytes()
+    host.ddfs("template", "add", "rolling", old.source)
+    document = Path(old.source).name
+    checked = host.ddfs("template", "check", "rolling")
+    assert checked.stdout == "rolling: unchanged\n"
+    # The log is written when an answer has ended.
+    wait_until(lambda: len(fast_site.documents.requests(document)) == 2, "the check is logged")
+    registered, asked = fast_site.documents.requests(document)
+    assert (registered.status, asked.status, asked.bytes_sent) == (200, 304, 0)
+    host.ddfs("prefetch", "rolling")
+
+    publish_newer(fast_site, old, seed=2)
+    changed = host.ddfs("template", "check", "rolling", check=False)
+    assert (changed.returncode, "newer version" in changed.stdout) == (6, True)
+    assert host.template("rolling")["source_verdict"] == "changed"
+    assert " at source " in host.ddfs("template", "list").stdout
+    assert 'ddfs_source_changed{template="rolling"} 1.0' in host.api("GET", "/metrics")[1].decode()
+    # Asked again, it is known: no document is read.
+    assert host.ddfs("template", "check", check=False).returncode == 6
+
+    both = [
+        threading.Thread(target=host.ddfs, args=("template", "update", "rolling")) for _ in "ab"
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    names = [t["name"] for t in json.loads(host.api("GET", "/v1/templates")[1])]
+    assert names == ["rolling", "rolling@2"]
+    assert host.template("rolling")["name"] == "rolling@2"
+    assert "unchanged" in host.ddfs("template", "update", "--all").stdout
+    assert host.ddfs("template", "check").returncode == 0
+
+    host.ddfs("prefetch", "rolling")
+    second = (host.templates / "rolling@2.qcow2").read_bytes()
+    assert second == old.image.read_bytes() != first
+    assert (host.templates / "rolling.qcow2").read_bytes() == first
+
+
+def test_which_version_is_removed_has_to_be_said(host: Host, fast_site: Site) -> None:
+    old = fast_site.publish("said", size=2 * MIB, seed=1)
+    host.ddfs("template", "add", "said", old.source)
+    publish_newer(fast_site, old, seed=2)
+    host.ddfs("template", "update", "said")
+    refused = host.ddfs("template", "remove", "said", check=False)
+    assert (refused.returncode, "said@1, said@2" in refused.stderr) == (2, True)
+    host.ddfs("template", "remove", "said@2")
+    assert host.template("said")["name"] == "said"
+    # The number of a version never comes back, nor does a name get other bytes.
+    taken = host.ddfs("template", "add", "said", old.source, check=False)
+    assert (taken.returncode, "template update said" in taken.stderr) == (2, True)
+    host.ddfs("template", "update", "said")
+    assert host.template("said")["name"] == "said@3"
+    host.ddfs("template", "remove", "said.qcow2")
+    assert "said@3: removed" in host.ddfs("template", "remove", "said", "--all-versions").stdout
+
+
+def test_a_fetch_that_meets_the_change_says_so(host: Host, fast_site: Site) -> None:
+    old = fast_site.publish("midway", size=4 * MIB, seed=1)
+    host.ddfs("template", "add", "midway", old.source)
+    publish_newer(fast_site, old, seed=2)
+    failed = host.ddfs("prefetch", "midway", check=False)
+    assert failed.returncode == 3
+    assert "the source seems to have changed; see: ddfs template update midway" in failed.stderr
+    host.ddfs("template", "update", "midway")
+    host.ddfs("prefetch", "midway")
+    assert host.template("midway@1")["state"] == "error"
+    assert host.template("midway@2")["state"] == "downloaded"
+
+
+def test_a_source_that_is_gone_is_no_change(host: Host, fast_site: Site) -> None:
+    image = fast_site.publish("leaving", size=2 * MIB)
+    host.ddfs("template", "add", "leaving", image.source)
+    (fast_site.documents.root / Path(image.source).name).unlink()
+    gone = host.ddfs("template", "check", "leaving", check=False)
+    assert (gone.returncode, "cannot be asked" in gone.stdout) == (3, True)
+    assert host.template("leaving")["source_verdict"] == "cannot be asked"
+    host.ddfs("prefetch", "leaving")
