@@ -26,6 +26,7 @@ from ddfs.fetch.connection import (
     ResponseHead,
     parse_content_range,
 )
+from ddfs.fetch.identity import Identity
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.pacing import UNPACED, Pace
 from ddfs.model import Grid, HashAlgorithm, KiB, MiB
@@ -95,6 +96,9 @@ class Segment:
         # The limits that it keeps to, and whether it waits for us and not for its mirror.
         self.pace: Pace = UNPACED
         self.is_held_back = False
+        # Which version its mirror serves, and whether another one can be told by its pieces.
+        self.identity = Identity()
+        self.is_checked_by_piece = True
         self._paid = threading.Event()
         self._fd = fd
         self._grid = grid
@@ -313,7 +317,19 @@ class Segment:
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             return _final(f"sends {encoding!r} where the plain file was asked for")
-        return self._check_whole(head) if status == 200 else self._check_part(head, first, last)
+        whole = status == 200
+        refusal = self._check_whole(head) if whole else self._check_part(head, first, last)
+        return refusal or self._check_identity(head, first)
+
+    def _check_identity(self, head: ResponseHead, first: int) -> Failure | None:
+        """Bytes of two versions never make up one piece, nor one file that nothing checks."""
+        if not self.identity.has_changed(head.headers):
+            return None
+        message = "its file was changed while it was fetched"
+        if not self.is_checked_by_piece:
+            return _final(message)
+        is_within_piece = first % self._grid.piece_length > 0
+        return Failure(FailureKind.TRANSIENT, message) if is_within_piece else None
 
     def _check_whole(self, head: ResponseHead) -> Failure | None:
         if head.content_length is not None and head.content_length != self._grid.size:

@@ -28,6 +28,7 @@ from ddfs.fetch.events import (
     PieceVerified,
 )
 from ddfs.fetch.explain import explain
+from ddfs.fetch.identity import Identity
 from ddfs.fetch.lanes import MAX_LANES
 from ddfs.fetch.mirrors import MAX_JITTER, MirrorStanding, in_order
 from ddfs.fetch.pieces import HELD
@@ -113,6 +114,7 @@ class Transfer:
         # One for each connection, since each follows redirects by itself.
         owners = [self._scheduler.owner(m.index) for m in self._scheduler.mirrors]
         self._routes = _routes([self._mirrors[owner] for owner in owners], manifest, grants)
+        self._identities = [Identity() for _ in self._mirrors]
         self._whole = WholeFile(manifest, target.fd, self._scheduler.table.states, self)
         self._segments: dict[int, tuple[int, Segment]] = {}
         self._received = [0] * len(self._mirrors)
@@ -362,7 +364,10 @@ class Transfer:
         algorithm = self._algorithm if self._is_hashing() else None
         segment = Segment(self._target.fd, self._grid, algorithm, ask.first, ask.end, on_piece)
         segment.pace = self._pace
-        self._segments[ask.run] = (self._scheduler.owner(ask.mirror), segment)
+        owner = self._scheduler.owner(ask.mirror)
+        segment.identity = self._identities[owner]
+        segment.is_checked_by_piece = self._pieces is not None
+        self._segments[ask.run] = (owner, segment)
         self._start(self._fetch, ask, segment)
 
     def _is_hashing(self) -> bool:

@@ -72,6 +72,8 @@ FAULTS = {
     "garbage": "does not speak HTTP",
     "endless_head": "sends headers for ever",
     "collapse": "falls to 100 KiB/s after `after` bytes in all",
+    "change": "gets another version of the file, of the same size, after `after` bytes in all",
+    "other_etags": "names another ETag in each response, and one Last-Modified",
     "die": "stops listening and resets all connections after `after` bytes in all",
 }
 
@@ -103,6 +105,12 @@ class LabMirror:
     @property
     def path(self) -> str:
         return self.url.split("/", 3)[3]
+
+    @property
+    def version(self) -> str:
+        """Of the file; opaque."""
+        changed = self.fault == "change" and self.bytes_sent >= self.after
+        return "newer" if changed else "lab"
 
     def current_rate(self) -> float | None:
         if self.fault == "drip":
@@ -357,7 +365,7 @@ class _Exchange:
             lines.append(f"Content-Length: {count}")
         if fault == "close_each":
             lines.append("Connection: close")
-        lines += ["Accept-Ranges: bytes", 'ETag: "lab"', "", ""]
+        lines += ["Accept-Ranges: bytes", *self._validators(), "", ""]
         await self.stream.send_all("\r\n".join(lines).encode())
         if verb == "HEAD":
             return True
@@ -381,9 +389,16 @@ class _Exchange:
         await self.stream.send_all(text.encode() + packed)
         return True
 
+    def _validators(self) -> list[str]:
+        """Of the version that is served now."""
+        mirror = self.mirror
+        if mirror.fault == "other_etags":
+            return [f'ETag: "{mirror.requests}"', "Last-Modified: Sun, 22 Nov 2026 10:00:00 GMT"]
+        return [f'ETag: "{mirror.version}"']
+
     async def _body(self, first: int, count: int) -> bool:
         mirror, fault = self.mirror, self.mirror.fault
-        sent = 0
+        version, sent = mirror.version, 0
         while sent < count:
             step = min(256 * KiB, count - sent)
             if fault in ("stall", "reset", "short"):
@@ -391,6 +406,8 @@ class _Exchange:
                 if step <= 0:
                     return await self._break_off()
             step = await mirror.take(step)
+            if mirror.version != version:
+                return False  # the old version is gone
             data = self._slice(first + sent, step)
             if fault == "chunked":
                 data = b"%x\r\n%b\r\n" % (step, data)
@@ -416,7 +433,8 @@ class _Exchange:
     def _slice(self, start: int, count: int) -> bytes:
         mirror, fault = self.mirror, self.mirror.fault
         data = bytes(mirror.content[start : start + count]).ljust(count, b"\0")
-        step = {"corrupt": 8 * MiB, "corrupt_all": KiB}.get(fault or "")
+        damage = "corrupt_all" if mirror.version == "newer" else fault or ""
+        step = {"corrupt": 8 * MiB, "corrupt_all": KiB}.get(damage)
         spots: list[int] = []
         if step is not None:
             first = -(-(start - 77) // step) * step + 77
