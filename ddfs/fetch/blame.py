@@ -138,6 +138,12 @@ class Inquest:
         return self._accused[-1] if self._accused else None
 
     @property
+    def contradicting(self) -> list[int]:
+        """The mirrors of which some sent other bytes than others."""
+        disputes = [o for o in self._opinions.values() if len(set(o.values())) > 1]
+        return sorted({mirror for opinions in disputes for mirror in opinions} - {UNKNOWN})
+
+    @property
     def is_certain(self) -> bool:
         """Whether it acts on a liar or a suspect, and does not look for one any more."""
         return bool(self.liars or self._accused)

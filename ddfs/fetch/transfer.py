@@ -452,6 +452,16 @@ class Transfer:
         await self._committer.forget(plan)
         self._refetch(plan)
 
+    async def start_over(self) -> None:
+        """Let the journal vouch for nothing: the next fetch begins with an empty file."""
+        pieces = range(self._grid.count)
+        self._committer.drop(pieces)
+        await self._committer.forget(pieces)
+
+    def url(self, mirror: int) -> str:
+        """The address of *mirror*."""
+        return self._mirrors[mirror].url
+
     def usable(self) -> list[int]:
         """The mirrors that are not out."""
         return self._scheduler.usable()

@@ -35,6 +35,12 @@ class Fetching(Protocol):
     async def fetch_again(self, plan: Plan) -> None:
         """Fetch pieces again, each not from the mirrors that the plan names; do not wait."""
 
+    async def start_over(self) -> None:
+        """Let the journal vouch for nothing: the next fetch begins with an empty file."""
+
+    def url(self, mirror: int) -> str:
+        """The address of *mirror*."""
+
     def usable(self) -> list[int]:
         """The mirrors that are not out."""
 
@@ -103,11 +109,17 @@ class WholeFile:
     async def see_through(self) -> None:
         """Until the file is complete and what the manifest says.
 
-        Raises :class:`errors.ChecksumError`, :class:`errors.HostError`.
+        Raises :class:`errors.ChecksumError`, :class:`errors.HostError`. Where no piece hash
+        says which bytes are wrong, the former leaves none of them for the next time.
         """
         await self._gather()
-        while self.digests and not self._compare():
-            await self._repair()
+        try:
+            while self.digests and not self._compare():
+                await self._repair()
+        except errors.ChecksumError:
+            if self._pieces is None:
+                await self._fetching.start_over()
+            raise
 
     async def _gather(self) -> None:
         """Until all pieces are here; the hash follows the front meanwhile."""
@@ -147,9 +159,12 @@ class WholeFile:
 
     def _error(self, wrong: Iterable[Digest], why: str) -> errors.ChecksumError:
         names = " and ".join(digest.algorithm.value for digest in wrong)
+        parties = [self._fetching.url(mirror) for mirror in self._inquest.contradicting]
+        advice = "check the source of the checksum"
+        if parties:
+            advice = f"these mirrors contradict each other: {', '.join(parties)}"
         return errors.ChecksumError(
-            f"{self._name}: the whole file does not match its {names} {why}; "
-            "check the source of the checksum"
+            f"{self._name}: the whole file does not match its {names} {why}; {advice}"
         )
 
     # -- repair ---------------------------------------------------------------------

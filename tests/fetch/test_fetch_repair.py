@@ -113,6 +113,36 @@ async def test_bytes_that_stay_wrong_are_refused_in_bounded_time(mirrors, tmp_pa
         assert lab.bytes_sent <= 3.2 * len(CONTENT)
 
 
+async def test_two_liars_of_three_are_named_and_leave_nothing(tmp_path):
+    """The bytes of the two are not the same, so that nobody has a second voice."""
+    other = bytes(byte ^ 2 for byte in CONTENT)
+    async with MirrorLab() as lab:
+        urls = [
+            lab.mirror(CONTENT, rate=RATE, fault="corrupt_all"),
+            lab.mirror(other, rate=RATE),
+            lab.mirror(CONTENT, rate=RATE),
+        ]
+        manifest, journal = manifest_of(CONTENT, urls, piece_length=None), {}
+        with pytest.raises(errors.ChecksumError, match="contradict each other") as caught:
+            await fetch(manifest, tmp_path / "partial", journal=journal)
+        assert all(url in str(caught.value) for url in urls)
+        assert journal == {}
+        # What they left does not stand in the way of who fetches from the honest one.
+        honest = manifest_of(CONTENT, urls[2:], piece_length=None)
+        again = await fetch(honest, tmp_path / "partial", journal=journal)
+        assert again.content == CONTENT
+        assert again.report.comparisons == 1
+
+
+async def test_bytes_that_all_mirrors_agree_on_are_forgotten_too(tmp_path):
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(CONTENT, fault="corrupt_all") for _ in range(2)]
+        manifest, journal = manifest_of(CONTENT, urls, piece_length=None), {}
+        with pytest.raises(errors.ChecksumError, match="check the source of the checksum"):
+            await fetch(manifest, tmp_path / "partial", journal=journal)
+        assert journal == {}
+
+
 async def test_right_pieces_and_a_wrong_whole_hash_are_refused(tmp_path):
     async with MirrorLab() as lab:
         urls = [lab.mirror(CONTENT) for _ in range(2)]
