@@ -71,7 +71,7 @@ async def _take(segment: Segment, data: memoryview, threads: trio.CapacityLimite
 
 
 async def _pay(segment: Segment, count: int) -> None:
-    """As :meth:`Segment._pay`, in the event loop; whoever aborts *segment* cancels it."""
+    """As :meth:`Segment.pay`, in the event loop; whoever aborts *segment* cancels it."""
     pacer = segment.pace.pacer
     ticket = pacer.ask(segment.pace.share, count)
     segment.is_held_back = True

@@ -156,6 +156,16 @@ class Segment:
         return self._limit
 
     @property
+    def fd(self) -> int:
+        """The partial file."""
+        return self._fd
+
+    @property
+    def file_size(self) -> int:
+        """The size that a mirror's file must have."""
+        return self._grid.size
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
         return self.is_aborted or self.position >= self._limit
@@ -211,7 +221,7 @@ class Segment:
                 count = self._fill(connection, buffer[: min(skip, len(buffer))])
                 skip -= count
                 if self.pace.pacer.is_limited:
-                    self._pay(count)
+                    self.pay(count)
             else:
                 count = self._take(connection, buffer)
             if count == 0:
@@ -238,7 +248,7 @@ class Segment:
             if count:
                 self.feed(buffer[:count])
                 if is_paced:
-                    self._pay(count)
+                    self.pay(count)
                 return count
             if ended:
                 return 0
@@ -246,7 +256,7 @@ class Segment:
             self._claim(0)
             connection.wait_readable()
 
-    def _pay(self, count: int) -> None:
+    def pay(self, count: int) -> None:
         """Wait until the limits let *count* more bytes pass; claims nothing meanwhile."""
         self._claim(0)
         self.is_held_back = True
@@ -269,7 +279,23 @@ class Segment:
         """How many bytes may be fed now, at most *most*; for who brings them himself."""
         return self._claim(most)
 
-    def feed(self, data: memoryview) -> None:
+    def take_in(self, view: memoryview) -> None:
+        """Hash what somebody else has written where *view*'s length was claimed.
+
+        It is read back into *view*: only what is in the file counts. Raises StorageError.
+        """
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._fd, [view[done:]], self.position + done)
+            except OSError as error:
+                raise storage_error(error) from error
+            if count == 0:
+                raise errors.StorageError("the partial file became shorter")
+            done += count
+        self.feed(view, is_written=True)
+
+    def feed(self, data: memoryview, *, is_written: bool = False) -> None:
         """Hash and write *data*, which was claimed. Raises StorageError, StorageFullError."""
         position = self.position
         self.received += len(data)
@@ -277,7 +303,8 @@ class Segment:
             part = data[: self._piece_end - position]
             if self._hash is not None:
                 self._hash.update(part)
-            self._write(part, position)
+            if not is_written:
+                self._write(part, position)
             position += len(part)
             data = data[len(part) :]
             if position == self._piece_end:

@@ -28,6 +28,7 @@ from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
 from ddfs.fetch.connection import Connection
 from ddfs.fetch.dialing import dial, network_of_peer, peer_of
 from ddfs.fetch.documents import Documents, FetchedDocument, Look, uses_proxy
+from ddfs.fetch.elsewhere import Elsewhere
 from ddfs.fetch.headstart import Headstart
 from ddfs.fetch.inquiry import Inquiry
 from ddfs.fetch.mirrors import Failure, FailureKind
@@ -131,6 +132,7 @@ class Transport:
         self.turns = Turns(CONNECTIONS_PER_HOST)
         self._trust = Trust(ca_directory)
         self._allow_networks = parse_networks(allow_networks)
+        self.elsewhere = Elsewhere()
         self._documents = Documents(self._trust, self._allow_networks)
         self._idle: list[tuple[float, Connection]] = []
         self._buffers: list[bytearray] = []
@@ -148,6 +150,7 @@ class Transport:
         for _, connection in self._idle:
             connection.close()
         self._idle.clear()
+        self.elsewhere.close()
 
     # -- what the operator gives ------------------------------------------------------
 
@@ -178,6 +181,8 @@ class Transport:
         Raises :class:`errors.MirrorError`, and :class:`errors.DocumentError` when it has
         more than *max_bytes*.
         """
+        if self.elsewhere.has(url):
+            return FetchedDocument(await self.elsewhere.read_all(url, max_bytes), url, None, {})
         return await self._documents.read_document(url, max_bytes=max_bytes)
 
     async def size_of(self, url: str) -> int:
@@ -185,6 +190,8 @@ class Transport:
 
         Raises :class:`errors.MirrorError`.
         """
+        if self.elsewhere.has(url):
+            return await self.elsewhere.size_of(url)
         return await self._documents.size_of(url)
 
     async def look_at(self, url: str) -> Look:
@@ -192,6 +199,8 @@ class Transport:
 
         Raises :class:`errors.MirrorError` where it is refused; a size that nobody says is None.
         """
+        if self.elsewhere.has(url):
+            return Look(await self.elsewhere.size_of(url), ())
         return await self._documents.look_at(url)
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
@@ -199,6 +208,8 @@ class Transport:
 
         Raises :class:`errors.MirrorError`.
         """
+        if self.elsewhere.has(url):
+            return await self.elsewhere.read_range(url, wanted, size)
         return await self._documents.read_range(url, wanted, size=size)
 
     # -- the bulk -------------------------------------------------------------------
@@ -213,6 +224,8 @@ class Transport:
         Raises :class:`errors.StorageError` and :class:`errors.StorageFullError`. Whatever
         the end, also by cancellation: nothing writes into the file any more.
         """
+        if self.elsewhere.has(route.url):
+            return await self.elsewhere.fetch(segment, route.url)
         breaks = 0
         while not segment.is_done:
             before = segment.position
