@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import trio
 
 from ddfs import errors
+from ddfs.declaration import Declaration
 from ddfs.fetch.local import ElsewhereError, LocalFile
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.segment import BUFFER_BYTES, Segment, storage_error
@@ -38,6 +40,31 @@ _RESOLVE_SECONDS: Final = 10.0
 
 # Threads are counted before they are asked for.
 _UNLIMITED: Final = trio.CapacityLimiter(math.inf)
+
+
+def is_nfs(source: str) -> bool:
+    """Whether *source* is on an NFS server."""
+    return source.strip().lower().startswith("nfs:")
+
+
+def place_of(url: str) -> tuple[str, str]:
+    """What one who may read *url* may read: its server, or this host."""
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        return "", ""
+    return parts.scheme.lower(), parts.netloc.lower() if parts.scheme.lower() == "nfs" else ""
+
+
+def typed_elsewhere(declaration: Declaration) -> frozenset[tuple[str, str]]:
+    """The places that the operator typed; a path is one of this host."""
+    texts = (declaration.source, declaration.checksum_url, declaration.signature)
+    found = (
+        place_of(text if ":" in text.partition("/")[0] else f"file:{text}")
+        for text in texts
+        if text
+    )
+    return frozenset(place for place in found if place[0] in SCHEMES)
 
 
 class _File(Protocol):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.fetch.access import Grants, Terms, is_remote, may_leave_tls, typed_addresses
 from ddfs.fetch.address import Address, AddressError
 from ddfs.fetch.documents import Documents, FetchedDocument, Look
+from ddfs.fetch.elsewhere import Elsewhere, is_nfs, place_of, typed_elsewhere
 from ddfs.fetch.networks import PUBLIC
 from ddfs.model import ByteRange, HashAlgorithm, Manifest
 from ddfs.versions import Validator, Visit
@@ -23,14 +25,18 @@ class Inquiry:
     ``grants`` are what it is asked with.
     """
 
-    def __init__(self, documents: Documents, declaration: Declaration, grants: Grants) -> None:
+    def __init__(
+        self, documents: Documents, elsewhere: Elsewhere, declaration: Declaration, grants: Grants
+    ) -> None:
         self.grants = grants
         self._documents = documents
+        self._elsewhere = elsewhere
+        self._typed_elsewhere = typed_elsewhere(declaration)
         typed = typed_addresses(declaration)
         self._typed = {(address.origin, address.target) for address in typed}
         self._typed_origins = {address.origin for address in typed}
         # What a document on this host names, the operator named.
-        self._is_local = not is_remote(declaration.source)
+        self._is_local = not is_remote(declaration.source) and not is_nfs(declaration.source)
         # The network that all documents and typed addresses were reached in; None before the
         # first, and of several the public one, which may name the least.
         self._network: str | None = None
@@ -40,19 +46,28 @@ class Inquiry:
 
     async def read_document(self, url: str, *, max_bytes: int) -> FetchedDocument:
         """See :meth:`ddfs.fetch.transport.Transport.read_document`."""
+        if self._is_elsewhere(url):
+            data = await self._elsewhere.read_all(url, max_bytes)
+            return FetchedDocument(data, url, None, {})
         terms = replace(self._terms(url), heard=self._heard)
         return await self._documents.read_document(url, max_bytes=max_bytes, terms=terms)
 
     async def size_of(self, url: str) -> int:
         """See :meth:`ddfs.fetch.transport.Transport.size_of`."""
+        if self._is_elsewhere(url):
+            return await self._elsewhere.size_of(url)
         return await self._documents.size_of(url, self._terms(url))
 
     async def look_at(self, url: str) -> Look:
         """See :meth:`ddfs.fetch.transport.Transport.look_at`."""
+        if self._is_elsewhere(url):
+            return Look(await self._elsewhere.size_of(url), ())
         return await self._documents.look_at(url, self._terms(url))
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
         """See :meth:`ddfs.fetch.transport.Transport.read_range`."""
+        if self._is_elsewhere(url):
+            return await self._elsewhere.read_range(url, wanted, size)
         return await self._documents.read_range(url, wanted, size=size, terms=self._terms(url))
 
     async def revisit(self, before: Validator) -> Visit:
@@ -70,6 +85,18 @@ class Inquiry:
         self._may_leave_tls = may_leave_tls(self.grants, manifest)
         mirrors = (replace(m, named_from=self._named_from(m.url)) for m in manifest.mirrors)
         return replace(manifest, mirrors=tuple(mirrors))
+
+    def _is_elsewhere(self, url: str) -> bool:
+        """Whether *url* is no http address; raises MirrorError if it is none to be asked.
+
+        A document may never lead to files of this host, or to an NFS server: only what the
+        operator typed does.
+        """
+        if not self._elsewhere.has(url):
+            return False
+        if place_of(url) not in self._typed_elsewhere:
+            raise errors.MirrorError(url, "only an operator may name it, not a document")
+        return True
 
     def _terms(self, url: str) -> Terms:
         named_from = self._named_from(url)

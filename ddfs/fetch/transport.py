@@ -171,7 +171,9 @@ class Transport:
 
         Raises :class:`errors.InvalidValueError` for a file that cannot be used.
         """
-        return Inquiry(self._documents, declaration, await self.grants([declaration]))
+        return Inquiry(
+            self._documents, self.elsewhere, declaration, await self.grants([declaration])
+        )
 
     # -- small things ---------------------------------------------------------------
 
