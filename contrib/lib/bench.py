@@ -19,6 +19,7 @@ from lab.scratch import scratch_directory  # noqa: E402
 
 SUBJECTS: Final = {
     "main": "listing 1,000 templates, reading through the mount, the hook, blocked readers",
+    "libvirt": "starts with the hook, thirty at once, attaching from a silent mirror",
     "fetch": "ddfs fetch beside aria2c, wget2, axel and curl, on mirrors good and bad",
     "scheduler": "what deciding who fetches what costs as pieces, mirrors and fetches grow",
 }

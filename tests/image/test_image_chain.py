@@ -14,9 +14,12 @@ from ddfs.image.chain import (
     MAX_DEPTH,
     ChainError,
     Image,
+    Mountpoint,
     PoolTargets,
     backing_chain,
+    domain_files,
     needed_files,
+    sealed_files,
     templates_under,
 )
 from ddfs.image.header import references
@@ -277,6 +280,31 @@ def test_needed_files_have_their_name_under_the_mountpoint(tmp_path: Path) -> No
     ]
     assert templates_under(files, f"{MOUNT}/templates") == files
     assert templates_under(files, f"{MOUNT}/other") == ()
+
+
+def test_sealed_files_are_those_that_nobody_may_write(tmp_path: Path) -> None:
+    sealed, plain, link = (tmp_path / name for name in ("sealed", "plain", "link"))
+    for path in (sealed, plain):
+        path.write_bytes(b"")
+    sealed.chmod(0o444)
+    link.symlink_to(sealed)
+    mount = Mountpoint(MOUNT)
+    xml = domain(
+        "".join(
+            f"<disk device='disk'><source file='{path}'/><target dev='vd{letter}'/>{more}</disk>"
+            for letter, path, more in (
+                ("a", link, ""),
+                ("b", plain, ""),
+                ("c", sealed, "<readonly/>"),
+                ("d", f"{MOUNT}/templates/t.img", ""),
+                ("e", tmp_path / "missing", ""),
+                ("f", tmp_path, ""),
+            )
+        )
+    )
+    (found,) = sealed_files(domain_files(xml, mount, PoolTargets([])), mount)
+    assert (found.file.target, found.file.path) == ("vda", str(sealed))
+    assert (found.device, found.inode) == (sealed.stat().st_dev, sealed.stat().st_ino)
 
 
 def test_the_data_file_of_the_top_image_is_written_and_that_of_a_backing_image_not(
