@@ -287,7 +287,8 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "client_key": _path,
     "ca_file": _path,
 }
-# All keys of the plain form.
+# All keys of the plain form, and those that are paths.
 PLAIN_KEYS: Final = tuple(_READERS)
+PATH_KEYS: Final = frozenset(key for key, reader in _READERS.items() if reader is _path)
 
 _ACCESS_KEYS: Final = tuple(field.name for field in dataclasses.fields(Access))

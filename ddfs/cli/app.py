@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from ddfs import __version__, config
-from ddfs.cli import autostart, disks, domains, gate, gc, limits, metalink, pool, templates
+from ddfs.cli import autostart, ca, disks, domains, gate, gc, limits, metalink, pool, templates
+from ddfs.cli.access_options import with_access
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.cli.session import JsonOption, Session, session_of
 
@@ -24,6 +26,7 @@ app.add_typer(templates.group, name="template")
 app.add_typer(pool.group, name="pool")
 app.add_typer(metalink.group, name="metalink")
 app.add_typer(autostart.group, name="autostart")
+app.add_typer(ca.group, name="ca")
 templates.register(app)
 domains.register(app)
 disks.register(app)
@@ -56,6 +59,7 @@ def serve(context: typer.Context) -> None:
 
 
 @app.command(epilog="Example: ddfs fetch https://example.org/debian-12.qcow2.meta4 -o /tmp/")
+@with_access
 def fetch(
     context: typer.Context,
     source: Annotated[
@@ -64,6 +68,7 @@ def fetch(
             metavar="SOURCE", help="A metalink's address or path, or an image's address."
         ),
     ],
+    access: Mapping[str, Any],
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to; a directory will do."),
@@ -93,7 +98,15 @@ def fetch(
     option = session_of(context).config_option
     implementation.fetch(
         FetchRequest(
-            source, output, checksum, file, as_json, option, limit_rate, tuple(seeds or ())
+            source,
+            output,
+            checksum,
+            file,
+            as_json,
+            option,
+            limit_rate,
+            tuple(seeds or ()),
+            **access,
         )
     )
 

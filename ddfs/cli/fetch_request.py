@@ -7,11 +7,12 @@ whatever else is left to Typer, help and mistakes included. A test compares the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ddfs.declaration import PLAIN_KEYS, Declaration
+from ddfs.declaration import PATH_KEYS, PLAIN_KEYS, Declaration
 
 # The options of `ddfs fetch` that take a value, and those that do not, by their field.
 VALUES: Final = {
@@ -19,11 +20,17 @@ VALUES: Final = {
     "--output": "output",
     "--checksum": "checksum",
     "--file": "file",
+    "--headers-file": "headers_file",
+    "--netrc-file": "netrc_file",
+    "--token-file": "token_file",
+    "--client-cert": "client_cert",
+    "--client-key": "client_key",
+    "--ca-file": "ca_file",
     "--limit-rate": "limit_rate",
     "--config": "config",
 }
 # Those that may be repeated.
-REPEATED: Final = {"--seed": "seeds"}
+REPEATED: Final = {"--seed": "seeds", "--header": "headers"}
 FLAGS: Final = {"--json": "as_json"}
 
 
@@ -39,10 +46,20 @@ class FetchRequest:
     config: str | None = None
     limit_rate: str | None = None
     seeds: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    headers_file: str | None = None
+    netrc_file: str | None = None
+    token_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    ca_file: str | None = None
 
     def declaration(self) -> Declaration:
         """What it says about the source; :class:`~ddfs.errors.InvalidValueError`."""
-        given = {key: getattr(self, key, None) for key in PLAIN_KEYS}
+        given: dict[str, Any] = {key: getattr(self, key, None) for key in PLAIN_KEYS}
+        for key in PATH_KEYS:
+            if given[key]:
+                given[key] = os.path.abspath(given[key])
         return Declaration.from_plain(given)
 
 

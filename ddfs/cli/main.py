@@ -30,6 +30,10 @@ def main() -> NoReturn:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (until the end)
     # Imports make no garbage worth looking for, and looking for it takes a sixth of their time.
     gc.disable()
+    if any("@" in argument or argument.startswith("--header") for argument in sys.argv):
+        from ddfs.cli import arguments
+
+        arguments.hide(sys.argv[1:])
     code = run(sys.argv[1:])
     if "ddfs.cli.fetch" in sys.modules:
         _leave(code)

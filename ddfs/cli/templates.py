@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Annotated, Final
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
 from ddfs import model
 from ddfs.cli import output, versions, waiting
+from ddfs.cli.access_options import for_daemon, warn_of_exposed, with_access
 from ddfs.cli.paths import absolute
 from ddfs.cli.session import JsonOption, Session, complete_template, session_of
 from ddfs.cli.text import format_seconds, format_size
@@ -43,6 +44,7 @@ group = typer.Typer(help="Register, list and remove templates.", rich_markup_mod
 @group.command(
     epilog="Example: ddfs template add debian-12 https://example.org/debian-12.qcow2.meta4"
 )
+@with_access
 def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, for ever.")],
@@ -52,6 +54,7 @@ def add(
             metavar="SOURCE", help="A metalink's address or path, or an image's address."
         ),
     ],
+    access: Mapping[str, Any],
     image_format: Annotated[
         str | None,
         typer.Option("--format", metavar="F", help="qcow2, raw, iso, vmdk, vhd or vhdx."),
@@ -83,7 +86,9 @@ def add(
         file,
         unpacked_checksum=unpacked_checksum,
         size=size,
+        **for_daemon(access),
     )
+    warn_of_exposed(access)
     status = session_of(context).client.add_template(request)
     if as_json:
         output.print_json(status)

@@ -162,6 +162,7 @@ class FakeService:
         self.actions = FakeActions(self)
         self.asked: list[GateQuestion] = []
         self.removed: list[tuple[str, bool]] = []
+        self.added: list[AddTemplate] = []
         self.started: list[str] = []
         self.gate_seconds = 0.0
         self.seeds: list[str] = []
@@ -210,6 +211,7 @@ class FakeService:
             raise errors.TemplateExistsError(f"{request.name!r} is taken")
         status = make_status(request.name, source=request.source, format=request.format or "qcow2")
         self.known[request.name] = status
+        self.added.append(request)
         return status
 
     async def remove_template(self, name: str, purge: bool) -> None:

@@ -1,0 +1,208 @@
+"""Images behind logins and certificates, from real nginx servers, through the whole stack."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from lab.host import Host
+from lab.mirrors import free_port
+from lab.processes import Process
+
+MIB = 1024 * 1024
+SECRET = "geheim-7f3a"
+
+CONFIGURATION = """\
+daemon off;
+master_process off;
+pid {work}/nginx.pid;
+error_log {work}/error.log;
+events {{ worker_connections 512; }}
+http {{
+    log_format seen '$server_port $status $uri auth=[$http_authorization] key=[$http_x_key]';
+    access_log {work}/access.log seen;
+    client_body_temp_path {work}/client; proxy_temp_path {work}/proxy;
+    fastcgi_temp_path {work}/fastcgi; uwsgi_temp_path {work}/uwsgi; scgi_temp_path {work}/scgi;
+    root {root};
+    ssl_certificate {work}/server.pem;
+    ssl_certificate_key {work}/server.key;
+    server {{
+        listen 127.0.0.1:{login} ssl;
+        auth_basic "images"; auth_basic_user_file {work}/users;
+        rewrite ^/moved/(.*)$ /$1 redirect;
+        rewrite ^/away/(.*)$ http://127.0.0.1:{plain}/$1 redirect;
+    }}
+    server {{
+        listen 127.0.0.1:{mutual} ssl;
+        ssl_verify_client on; ssl_client_certificate {work}/ca.pem;
+    }}
+    server {{
+        listen 127.0.0.1:{keyed};
+        if ($http_x_key != "{secret}") {{ return 403; }}
+        limit_rate 8m;
+    }}
+    server {{ listen 127.0.0.1:{plain}; gzip on; gzip_types *; gzip_min_length 1; }}
+}}
+"""
+
+
+class Servers:
+    """nginx with a login, a client certificate, a header, and nothing, each on a port."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.root = work / "root"
+        self.root.mkdir(parents=True)
+        self.image = os.urandom(6 * MIB)
+        (self.root / "disk.img").write_bytes(self.image)
+        self.checksum = f"sha256:{hashlib.sha256(self.image).hexdigest()}"
+        self._ports = {k: free_port("127.0.0.1") for k in ("login", "mutual", "keyed", "plain")}
+        authority = trustme.CA()
+        self.ca = work / "ca.pem"
+        authority.cert_pem.write_to_path(str(self.ca))
+        for name, issued in (
+            ("server", authority.issue_cert("127.0.0.1")),
+            ("client", authority.issue_cert("host.example")),
+        ):
+            issued.cert_chain_pems[0].write_to_path(str(work / f"{name}.pem"))
+            issued.private_key_pem.write_to_path(str(work / f"{name}.key"))
+            (work / f"{name}.key").chmod(0o600)
+        (work / "users").write_text(f"user:{{PLAIN}}{SECRET}\n")
+        self.netrc = work / "netrc"
+        self.netrc.write_text(f'machine 127.0.0.1\n  login user\n  password "{SECRET}"\n')
+        self.netrc.chmod(0o600)
+        (work / "nginx.conf").write_text(
+            CONFIGURATION.format(work=work, root=self.root, secret=SECRET, **self._ports)
+        )
+        self._process = Process(
+            ["nginx", "-c", work / "nginx.conf", "-p", work], work / "nginx.log"
+        )
+        self._process.wait_until(self._answers, "nginx answers")
+
+    def close(self) -> None:
+        self._process.close()
+
+    def url(self, server: str, path: str = "disk.img", login: str = "") -> str:
+        scheme = "https" if server in ("login", "mutual") else "http"
+        return f"{scheme}://{login}127.0.0.1:{self._ports[server]}/{path}"
+
+    def lines(self, server: str) -> list[str]:
+        text = (self.work / "access.log").read_text()
+        return [line for line in text.splitlines() if line.startswith(f"{self._ports[server]} ")]
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            for port in self._ports.values():
+                socket.create_connection(("127.0.0.1", port), 1).close()
+            return True
+        return False
+
+
+@pytest.fixture
+def servers(directory: Path) -> Iterator[Servers]:
+    found = Servers(directory / "web")
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def test_templates_behind_logins(host: Host, servers: Servers) -> None:
+    token = host.directory / "headers"
+    token.write_text(f"# for the images\nX-Key: {SECRET}\n")
+    token.chmod(0o644)
+    trust = ("--checksum", servers.checksum, "--ca-file", servers.ca)
+    client = ("--client-cert", servers.work / "client.pem")
+    key = ("--client-key", servers.work / "client.key")
+
+    def add(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return host.ddfs("template", "add", name, *arguments)
+
+    add("netrc", servers.url("login"), "--netrc-file", servers.netrc, *trust)
+    add("login", servers.url("login", login=f"user:{SECRET}@"), *trust)
+    add("moved", servers.url("login", "moved/disk.img", login=f"user:{SECRET}@"), *trust)
+    add("client", servers.url("mutual"), *client, *key, *trust)
+    warned = add("keyed", servers.url("keyed"), "--headers-file", token, *trust[:2])
+    assert "everybody on this host can read it" in warned.stderr
+    refused = host.ddfs("template", "add", "no", servers.url("login"), *trust, check=False)
+    assert refused.returncode == 3
+    assert "401" in refused.stderr
+    # What is written down is enough after a restart; each name for its own origin.
+    host.stop()
+    host.serve()
+    host.ddfs("prefetch", "netrc", "client", "keyed")
+    assert host.published("netrc").read_bytes() == servers.image
+    shown = [
+        host.ddfs(*command).stdout
+        for command in (
+            ["template", "list"], ["template", "show", "login"], ["status", "--json"],
+            ["template", "show", "keyed", "--json"], ["status"],
+        )
+    ]  # fmt: skip
+    pair = "dXNlcjp"  # "user:" in base 64
+    for text in (*shown, host.log.read_text(), host.api("GET", "/metrics")[1].decode()):
+        assert SECRET not in text
+        assert pair not in text
+    assert not any(SECRET in line for line in servers.lines("plain"))
+
+
+def test_fetch_with_credentials(host: Host, servers: Servers) -> None:
+    def fetch(name: str, *arguments: str | Path, check: bool = True) -> str:
+        result = host.ddfs("fetch", *arguments, "-o", host.directory / name, check=check)
+        return result.stderr
+
+    trust = ("--checksum", servers.checksum, "--ca-file", servers.ca)
+    fetch("a", servers.url("login", "away/disk.img"), "--netrc-file", servers.netrc, *trust)
+    assert (host.directory / "a").read_bytes() == servers.image
+    assert not any("Basic" in line for line in servers.lines("plain"))
+    fetch("b", servers.url("keyed"), "--header", f"X-Key: {SECRET}", *trust[:2])
+    said = fetch("c", servers.url("keyed"), "--header", f"Host: {SECRET}", check=False)
+    assert "Host is set by ddfs" in said
+    assert SECRET not in said
+    said = fetch("d", servers.url("mutual"), *trust, check=False)
+    assert said.count("\n") == 1
+
+
+def test_secrets_are_not_in_the_process_list(host: Host, servers: Servers) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    url = f"http://user:{SECRET}@127.0.0.1:{silent.getsockname()[1]}/x.img"
+    arguments = ["fetch", url, "--header", f"X-Key: {SECRET}", "--checksum", servers.checksum]
+    process = subprocess.Popen([*host.command, *arguments], stderr=subprocess.DEVNULL)
+    try:
+        silent.settimeout(20)
+        connection, _ = silent.accept()  # by then it was all read
+        request = connection.recv(4096)
+        assert SECRET.encode() in request
+        shown = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        assert b"--header" in shown
+        assert SECRET.encode() not in shown
+        connection.close()
+    finally:
+        process.kill()
+        process.wait()
+        silent.close()
+
+
+def test_authorities_of_the_host_count_at_once(host: Host, servers: Servers) -> None:
+    add = ("template", "add", "client", servers.url("login"), "--netrc-file", servers.netrc)
+    add = (*add, "--checksum", servers.checksum)
+    refused = host.ddfs(*add, check=False)
+    assert "certificate" in refused.stderr
+    host.ddfs("ca", "add", servers.ca, "--name", "lab")
+    listed = host.ddfs("ca", "list").stdout
+    assert "lab" in listed
+    host.ddfs(*add)
+    host.ddfs("ca", "remove", "lab")
+    said = host.ddfs("prefetch", "client", check=False).stderr
+    assert "certificate" in said
+    assert host.ddfs("ca", "remove", "lab", check=False).returncode == 2
+    host.ddfs("ca", "add", servers.ca)
+    host.ddfs("prefetch", "client")
+    assert host.published("client").read_bytes() == servers.image
