@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "declaration": {"errors", "model"},
     "versions": {"errors", "model"},
+    "apply": {"errors", "names", "model", "declaration"},
     "metalink": {"errors", "model"},
     "image": {"errors", "model"},
     "fetch": {"errors", "model", "declaration", "versions"},
@@ -39,8 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "notify": set(),
     "hook": {"errors", "config", "image"},
     "cli": {
-        "errors", "names", "model", "declaration", "versions", "config", "metalink", "fetch",
-        "source", "spool",
+        "errors", "apply", "names", "model", "declaration", "versions", "config", "metalink",
+        "fetch", "source", "spool",
         "control",
         "image", "daemon",
     },

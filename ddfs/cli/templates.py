@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ddfs import model
-from ddfs.cli import output, versions, waiting
+from ddfs.cli import apply, output, versions, waiting
 from ddfs.cli.access_options import for_daemon, warn_of_exposed, with_access
 from ddfs.cli.paths import absolute
 from ddfs.cli.session import JsonOption, Session, complete_template, session_of
@@ -166,6 +166,8 @@ def remove(
 
 group.command(epilog="Example: ddfs template check")(versions.check)
 group.command(epilog="Example: ddfs template update debian-12")(versions.update)
+group.command(epilog="Example: ddfs template apply /etc/ddfs/templates.d --diff")(apply.apply)
+group.command(epilog="Example: ddfs template export > templates.toml")(apply.export)
 
 
 def _remove_all(session: Session, name: str, purge: bool, as_json: bool) -> None:

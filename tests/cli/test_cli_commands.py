@@ -49,7 +49,7 @@ def test_a_bad_name_is_refused_before_anybody_is_asked(ddfs: Ddfs, service: Fake
 
 def test_list(ddfs: Ddfs) -> None:
     lines = ddfs("template", "list").out.splitlines()
-    assert lines[0].split() == ["NAME", "FORMAT", "SIZE", "VIRTUAL", "STATE", "SOURCE"]
+    assert lines[0].split() == ["NAME", "FORMAT", "SIZE", "VIRTUAL", "STATE", "NEWER", "SOURCE"]
     assert [line.split()[0] for line in lines[1:]] == ["alpine", "debian-12", "old.iso"]
     # Not on a terminal: nothing is cut short, however long the line.
     assert lines[1].endswith("https://example.org/a.meta4")

@@ -109,3 +109,42 @@ def test_a_source_that_is_gone_is_no_change(host: Host, fast_site: Site) -> None
     assert (gone.returncode, "cannot be asked" in gone.stdout) == (3, True)
     assert host.template("leaving")["source_verdict"] == "cannot be asked"
     host.ddfs("prefetch", "leaving")
+
+
+def test_a_catalogue_is_made_like_a_file_and_back(
+    host: Host, fast_site: Site, directory: Path
+) -> None:
+    images = [fast_site.publish(f"many{n}", size=MIB, seed=n) for n in range(3)]
+    file = directory / "templates.d" / "all.toml"
+    file.parent.mkdir()
+    tables = [f'[template.many{n}]\nsource = "{i.source}"\n' for n, i in enumerate(images)]
+    gone = fast_site.documents.url("gone.meta4")
+    file.write_text("".join(tables) + f'[template.gone]\nsource = "{gone}"\n')
+    diff = host.ddfs("template", "apply", "--diff", file.parent, check=False)
+    assert (diff.returncode, diff.stdout.count("\n+ ") + 1) == (6, 4)
+    assert json.loads(host.api("GET", "/v1/templates")[1]) == []
+    # One bad source does not stop the others.
+    applied = host.ddfs("template", "apply", file, check=False)
+    assert (applied.returncode, "3 changed, 1 failed" in applied.stdout) == (3, True)
+    assert "gone: " in applied.stderr
+
+    file.write_text("".join(tables))
+    assert host.ddfs("template", "apply", file).stdout == "0 changed, 0 failed\n"
+    exported = directory / "exported.toml"
+    exported.write_text(host.ddfs("template", "export").stdout)
+    assert host.ddfs("template", "apply", "--diff", exported).stdout == ""
+
+    # Other words about the same content make no version; other content does.
+    file.write_text(
+        tables[0] + 'check_every = "1d"\n' + tables[1].replace("many1.meta", "many2.meta")
+    )
+    host.ddfs("template", "apply", "--prune", file)
+    names = [t["name"] for t in json.loads(host.api("GET", "/v1/templates")[1])]
+    assert names == ["many0", "many1", "many1@2"]
+    assert host.template("many0")["check_every"] == 86400
+
+    file.write_text("[template.many0]\nsorce = 3\n[template.x]\n")
+    wrong = host.ddfs("template", "apply", file, check=False)
+    assert wrong.returncode == 2
+    assert f"{file}:2: template.many0.sorce: unknown key" in wrong.stderr
+    assert "3 mistakes in the files; nothing was changed" in wrong.stderr

@@ -1,0 +1,1 @@
+"""Declarations in files: what they say, how the catalogue differs, and the way back. Pure."""
