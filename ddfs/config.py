@@ -91,6 +91,8 @@ class NetworkSettings:
     # Connections to one server (a name and a port), over all fetches. Mirrors refuse or ban
     # who takes more; browsers keep to 6 for one page.
     connections_per_host: int = 16
+    # OpenPGP keys for templates that name a signature and no keys of their own.
+    keyring: str | None = None
 
 
 @dataclass(frozen=True)
@@ -217,13 +219,21 @@ def _network(table: _Table) -> NetworkSettings:
     connections = table.count(
         "connections_per_host", NetworkSettings.connections_per_host, MAX_CONNECTIONS_PER_HOST
     )
+    keyring = table.text("keyring", None)
+    if keyring is not None and not keyring.startswith("/"):
+        raise errors.ConfigError(f"{table.name}.keyring: an absolute path, not {keyring!r}")
     for network in networks:
         _check_network(f"{table.name}.allow_networks", network)
     table.refuse_unknown()
     if location is not None and not (len(location) == 2 and location.isalpha()):
         raise errors.ConfigError(f"{table.name}.location: two letters, not {location!r}")
     return NetworkSettings(
-        location.lower() if location else None, networks, bandwidth, per_fetch, connections
+        location.lower() if location else None,
+        networks,
+        bandwidth,
+        per_fetch,
+        connections,
+        keyring,
     )
 
 

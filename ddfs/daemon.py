@@ -133,14 +133,13 @@ async def _serve_on(
             on_change=changes.content_changed,
             on_use=records.note_use,
         )
-        limits = HostLimits(transport, spool.queue, Limits.of(settings))
         await fetching.start(spool.run)
         templates, versions = _templates(
             settings, catalogue, spool, heads, transport, changes, ledger_limiter
         )
-        take_inventory = HostInventory(libvirt, settings.templates_dir).take
+        inventory = HostInventory(libvirt, settings.templates_dir)
         mount = settings.mountpoint, settings.templates_dir
-        collector = Collector(spool, templates, records, take_inventory, *mount)
+        collector = Collector(spool, templates, records, inventory.take, *mount)
         await templates.load()
         await versions.load()
         shown = ShownTemplates(templates, storage.figures, spool.note_followed)
@@ -154,7 +153,7 @@ async def _serve_on(
             domains,
             _domain_actions(settings, templates, gate, libvirt, domains),
             HostFigures(*mount, storage.name, storage.path, storage.figures),
-            limits,
+            HostLimits(transport, spool.queue, Limits.of(settings)),
             HostMetrics(templates, pool, storage.figures, versions.state).text,
             HostKeeping(templates, collector, records),
             later.add if settings.gate.then == "start" else None,
@@ -219,6 +218,7 @@ def _templates(
         inspect.inspect_head,
         packed.look,
         location=settings.network.location,
+        keyring=settings.network.keyring,
         ledger_limiter=ledger_limiter,
         on_added=changes.added,
         on_removed=changes.removed,

@@ -30,7 +30,15 @@ from ddfs.catalogue.failures import translated
 from ddfs.catalogue.families import Families, forget_empty, note_version
 from ddfs.catalogue.keeping import KeepingTables
 from ddfs.declaration import Declaration
-from ddfs.model import ImageFormat, Manifest, Mirror, SpoolReference, SpoolState, Template
+from ddfs.model import (
+    Digest,
+    ImageFormat,
+    Manifest,
+    Mirror,
+    SpoolReference,
+    SpoolState,
+    Template,
+)
 from ddfs.versions import Validator
 
 FILE_NAME: Final = "catalogue.db"
@@ -222,6 +230,27 @@ class Catalogue:
                 update_(table)
                 .where(table.c.content_id == content_id)
                 .values(packing=rows.packing_text(proved))
+            )
+
+    def pin(self, content_id: str, digest: Digest) -> None:
+        """Write down what the bytes of an unverified content are: once, and for ever.
+
+        Raises :class:`errors.ChecksumError` when it is something else already. Nothing
+        happens when the content is not known any more.
+        """
+        table = schema.content
+        with self._transaction() as connection:
+            known = self._manifest(connection, content_id)
+            if known is None or known.digests == (digest,):
+                return
+            if known.digests or known.unverified_id is None:
+                raise errors.ChecksumError(
+                    f"{known.name}: its bytes are bound to {known.digest}, not to {digest}"
+                )
+            connection.execute(
+                update_(table)
+                .where(table.c.content_id == content_id)
+                .values(digests=json.dumps([str(digest)]))
             )
 
     def references(self) -> list[SpoolReference]:

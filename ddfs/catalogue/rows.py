@@ -20,6 +20,7 @@ from ddfs.model import (
     SpoolReference,
     SpoolState,
     Template,
+    is_unverified,
 )
 
 Values = dict[str, Any]
@@ -106,6 +107,7 @@ def manifest_of(row: Row[Any], mirrors: tuple[Mirror, ...]) -> Manifest:
         mirrors=mirrors,
         size_is_stated=row.size_is_stated,
         notes=tuple(json.loads(row.notes)),
+        unverified_id=row.content_id if is_unverified(row.content_id) else None,
         packing=packing_of(row.packing),
     )
 

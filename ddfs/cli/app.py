@@ -12,6 +12,14 @@ from ddfs.cli import autostart, ca, disks, domains, gate, gc, limits, metalink, 
 from ddfs.cli.access_options import with_access
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.cli.session import JsonOption, Session, session_of
+from ddfs.cli.source_options import (
+    ChecksumOption,
+    ChecksumUrlOption,
+    FileOption,
+    KeyringOption,
+    SignatureOption,
+    UnverifiedOption,
+)
 
 # Rich's help would be drawn in boxes, and tracebacks with the values of all variables.
 app = typer.Typer(
@@ -73,12 +81,12 @@ def fetch(
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to; a directory will do."),
     ] = None,
-    checksum: Annotated[
-        str | None, typer.Option(metavar="ALG:HEX", help="What the whole file must match.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which file of the metalink.")
-    ] = None,
+    checksum: ChecksumOption = None,
+    checksum_url: ChecksumUrlOption = None,
+    signature: SignatureOption = None,
+    keyring: KeyringOption = None,
+    file: FileOption = None,
+    unverified: UnverifiedOption = False,
     limit_rate: Annotated[
         str | None,
         typer.Option(metavar="RATE", help="Bytes per second, as 10MiB; 0 for no limit."),
@@ -99,13 +107,17 @@ def fetch(
     implementation.fetch(
         FetchRequest(
             source,
-            output,
-            checksum,
-            file,
-            as_json,
-            option,
-            limit_rate,
-            tuple(seeds or ()),
+            output=output,
+            checksum=checksum,
+            checksum_url=checksum_url,
+            signature=signature,
+            keyring=keyring,
+            file=file,
+            unverified=unverified,
+            as_json=as_json,
+            config=option,
+            limit_rate=limit_rate,
+            seeds=tuple(seeds or ()),
             **access,
         )
     )

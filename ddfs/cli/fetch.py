@@ -20,7 +20,7 @@ from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStat
 if TYPE_CHECKING:
     from ddfs.fetch.headstart import Headstart
     from ddfs.fetch.transfer import Transfer
-    from ddfs.model import Manifest
+    from ddfs.model import Digest, Manifest
 
 # Until then no bar is shown: Rich takes 60 ms to import, which the first requests need, and
 # what ends sooner needs none.
@@ -65,6 +65,7 @@ async def _fetch(request: FetchRequest, headstart: Headstart | None) -> None:
         manifest, grants = await resolve(transport, request.declaration(), settings)
         destination = destination_of(request.output, manifest.name)
         refuse_taken(destination)
+        _warn(manifest)
         watch = _Watch(manifest, destination, as_json=request.as_json)
 
         async def run() -> TransferReport:
@@ -79,9 +80,19 @@ async def _fetch(request: FetchRequest, headstart: Headstart | None) -> None:
                 location=location,
                 seeds=[Path(seed) for seed in request.seeds],
                 grants=grants,
+                pinned=watch.note_pinned,
             )
 
         watch.report(await watch.while_running(run))
+
+
+def _warn(manifest: Manifest) -> None:
+    """Say on standard error how little a weak hash proves."""
+    if manifest.digest is not None and not manifest.digest.algorithm.is_strong:
+        kind = manifest.digest.algorithm.value
+        from ddfs.cli.output import warn
+
+        warn(f"only {kind} to verify it by, which can be forged")
 
 
 def _limit(option: str | None, network: config.NetworkSettings) -> int:
@@ -101,6 +112,11 @@ class _Watch:
         self._as_json = as_json
         self._transfer: Transfer | None = None
         self._blamed: dict[str, str] = {}
+        self._pinned: Digest | None = None
+
+    def note_pinned(self, digest: Digest) -> None:
+        """What came, where nothing said what should."""
+        self._pinned = digest
 
     def start(self, transfer: Transfer) -> None:
         """The transfer is about to send its first request."""
@@ -172,11 +188,15 @@ class _Watch:
                 seconds=report.seconds,
                 bytes_resumed=report.bytes_resumed,
                 comparisons=report.comparisons,
+                unverified=self._manifest.is_unpinned,
+                pinned=None if self._pinned is None else str(self._pinned),
                 **_statistics_fields(statistics),
             )
             return
         for line in report_lines(self._destination, self._manifest, report, self._blamed):
             print(line)
+        if self._pinned is not None:
+            print(f"  It is {self._pinned}: next time say so with --checksum")
 
     def _emit(self, event: str, **fields: object) -> None:
         from ddfs.cli.output import print_json
@@ -194,9 +214,10 @@ def report_lines(
     speed = format_size(fetched / report.seconds) if report.seconds > 0 else "-"
     took = f"{report.seconds:.1f} s" if report.seconds < 10 else format_seconds(report.seconds)
     proof = manifest.digest.algorithm.value if manifest.digest else "its piece hashes"
+    verified = "not verified by anything" if manifest.is_unpinned else f"verified by {proof}"
     size = format_size(report.size)
     name = one_line(str(destination))
-    lines = [f"{name}: {size} in {took} ({speed}/s), verified by {proof}"]
+    lines = [f"{name}: {size} in {took} ({speed}/s), {verified}"]
     if report.bytes_resumed:
         lines.append(f"  {format_size(report.bytes_resumed)} were here already")
     served = [m for m in report.statistics.mirrors if m.bytes_received or m.last_error]

@@ -19,6 +19,9 @@ VALUES: Final = {
     "-o": "output",
     "--output": "output",
     "--checksum": "checksum",
+    "--checksum-url": "checksum_url",
+    "--signature": "signature",
+    "--keyring": "keyring",
     "--file": "file",
     "--headers-file": "headers_file",
     "--netrc-file": "netrc_file",
@@ -31,7 +34,7 @@ VALUES: Final = {
 }
 # Those that may be repeated.
 REPEATED: Final = {"--seed": "seeds", "--header": "headers"}
-FLAGS: Final = {"--json": "as_json"}
+FLAGS: Final = {"--json": "as_json", "--unverified": "unverified"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class FetchRequest:
     client_cert: str | None = None
     client_key: str | None = None
     ca_file: str | None = None
+    checksum_url: str | None = None
+    signature: str | None = None
+    keyring: str | None = None
+    unverified: bool = False
 
     def declaration(self) -> Declaration:
         """What it says about the source; :class:`~ddfs.errors.InvalidValueError`."""

@@ -22,6 +22,11 @@ def _plain(value: object) -> Any:
     return str(value)
 
 
+def warn(text: str) -> None:
+    """One line on standard error, for what is done all the same."""
+    print(f"ddfs: warning: {one_line(text)}", file=sys.stderr)
+
+
 def is_terminal() -> bool:
     """Whether somebody looks at standard output."""
     return sys.stdout.isatty()

@@ -38,6 +38,9 @@ async def resolve(
     It is that of the file itself, which is not unpacked.
     """
     inquiry = await transport.inquiry(declaration)
-    found = await source.resolve(declaration, documents=inquiry, location=settings.network.location)
+    network = settings.network
+    found = await source.resolve(
+        declaration, documents=inquiry, location=network.location, keyring=network.keyring
+    )
     manifest = dataclasses.replace(inquiry.attributed(found), packing=None)
     return manifest, inquiry.grants

@@ -13,6 +13,14 @@ from ddfs.cli import apply, output, versions, waiting
 from ddfs.cli.access_options import for_daemon, warn_of_exposed, with_access
 from ddfs.cli.paths import absolute
 from ddfs.cli.session import JsonOption, Session, complete_template, session_of
+from ddfs.cli.source_options import (
+    ChecksumOption,
+    ChecksumUrlOption,
+    FileOption,
+    KeyringOption,
+    SignatureOption,
+    UnverifiedOption,
+)
 from ddfs.cli.text import format_seconds, format_size
 from ddfs.control.messages import AddTemplate, TemplateStatus
 from ddfs.names import validate_template_name
@@ -59,12 +67,12 @@ def add(
         str | None,
         typer.Option("--format", metavar="F", help="qcow2, raw, iso, vmdk, vhd or vhdx."),
     ] = None,
-    checksum: Annotated[
-        str | None, typer.Option(metavar="ALG:HEX", help="What the whole file must match.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which file of the metalink or archive.")
-    ] = None,
+    checksum: ChecksumOption = None,
+    checksum_url: ChecksumUrlOption = None,
+    signature: SignatureOption = None,
+    keyring: KeyringOption = None,
+    file: FileOption = None,
+    unverified: UnverifiedOption = False,
     unpacked_checksum: Annotated[
         str | None, typer.Option(metavar="ALG:HEX", help="What it must match once unpacked.")
     ] = None,
@@ -81,9 +89,13 @@ def add(
     request = AddTemplate(
         name,
         absolute(source),
-        image_format,
-        checksum,
-        file,
+        format=image_format,
+        checksum=checksum,
+        checksum_url=checksum_url,
+        signature=signature,
+        keyring=None if keyring is None else absolute(keyring),
+        file=file,
+        unverified=unverified,
         unpacked_checksum=unpacked_checksum,
         size=size,
         **for_daemon(access),
@@ -94,6 +106,11 @@ def add(
         output.print_json(status)
         return
     print(f"{status.path}: {format_size(status.size)}, {status.state}")
+    if status.unverified:
+        output.warn("nothing verifies it: what the first fetch brings is what it is, for ever")
+    elif status.content_id.startswith(("md5:", "sha-1:")):
+        kind = status.content_id.partition(":")[0]
+        output.warn(f"only {kind} to verify it by, which can be forged")
 
 
 @group.command("list", epilog="Example: ddfs template list --json")
@@ -295,6 +312,7 @@ def _list_row(status: TemplateStatus) -> tuple[str, ...]:
     virtual = "-" if status.virtual_size is None else format_size(status.virtual_size)
     size = format_size(status.size)
     state = f"{status.state}, pinned" if status.pinned else status.state
+    state += ", unverified" if status.unverified else ""
     newer = newer_version(status)
     return (status.name, status.format, size, virtual, state, newer, status.source)
 
@@ -334,6 +352,8 @@ def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
         ("added", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.added_at))),
         ("readable early", "yes" if status.readable_early else "no, only when all is here"),
     ]
+    if status.unverified:
+        fields.append(("unverified", "nothing but its first fetch says what its bytes are"))
     if status.published_path is not None:
         fields.append(("published", status.published_path))
     fields += _source_fields(status)

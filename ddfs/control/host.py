@@ -38,7 +38,7 @@ from ddfs.image.domain import PoolTargets
 from ddfs.image.header import ChainError
 from ddfs.image.openers import processes_with_open
 from ddfs.limits import HostLimits
-from ddfs.model import SpoolState, Template
+from ddfs.model import SpoolState, Template, is_unverified
 from ddfs.spool.rest import Demand
 from ddfs.spool.seed import check_seed
 from ddfs.templates import Registration, Templates
@@ -204,6 +204,7 @@ class Host:
             added_at=template.added_at,
             head_is_verified=template.head_is_verified,
             readable_early=template.is_readable_early,
+            unverified=is_unverified(template.content_id),
             family=template.family,
             version=template.version,
             is_newest=template is self._templates.newest(template.family),

@@ -51,7 +51,8 @@ class TemplateStatus:
     number, from 1; asked for without one, the newest answers. ``FAMILY@VERSION`` always means
     this one. ``source_verdict`` is how the last check of the source ended, at
     ``checked_at``: ``unchanged``, ``changed`` or ``cannot be asked`` (None: not checked
-    yet), with ``source_message`` for people; ``check_every`` is in seconds.
+    yet), with ``source_message`` for people; ``check_every`` is in seconds. ``unverified``:
+    nothing but its first fetch says what its bytes are.
     """
 
     name: str
@@ -84,6 +85,7 @@ class TemplateStatus:
     source_message: str = ""
     checked_at: float | None = None
     check_every: int | None = None
+    unverified: bool = False
 
     @property
     def exact_name(self) -> str:

@@ -196,14 +196,17 @@ class Transport:
             return await self.elsewhere.size_of(url)
         return await self._documents.size_of(url)
 
-    async def look_at(self, url: str) -> Look:
-        """What servers say of *url* without sending it, redirects on the way included.
+    async def look_at(self, url: str, grants: Grants | None = None) -> Look:
+        """What servers say of *url*, which the operator typed, without sending it.
+
+        Redirects on the way are included; *grants* are with what it is asked.
 
         Raises :class:`errors.MirrorError` where it is refused; a size that nobody says is None.
         """
         if self.elsewhere.has(url):
             return Look(await self.elsewhere.size_of(url), ())
-        return await self._documents.look_at(url)
+        terms = PLAIN if grants is None else Terms(grants)
+        return await self._documents.look_at(url, terms)
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
         """Exactly the bytes *wanted* (8 MiB at most) of *url*, whose size has to be *size*.

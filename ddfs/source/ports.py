@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ddfs.declaration import Declaration
@@ -24,6 +25,42 @@ class FetchedDocument(Protocol):
         """The Content-Type field as it came."""
 
 
+class Answer(Protocol):
+    """What one server on the way to a file said."""
+
+    @property
+    def url(self) -> str:
+        """The address that was asked."""
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The header fields, names in lower case."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its body is the whole file."""
+
+
+class Look(Protocol):
+    """What servers say of a file without sending it."""
+
+    @property
+    def size(self) -> int | None:
+        """In bytes, if anybody says it."""
+
+    @property
+    def validator(self) -> str:
+        """What changes when the file does; empty where nothing does."""
+
+    @property
+    def answers(self) -> Sequence[Answer]:
+        """Redirects, then the last answer."""
+
+
 class Documents(Protocol):
     """What fetches documents and small ranges; ``fetch.transport.Transport`` is one."""
 
@@ -32,6 +69,9 @@ class Documents(Protocol):
 
     async def size_of(self, url: str) -> int:
         """The file's size in bytes by the server's word; :class:`errors.MirrorError`."""
+
+    async def look_at(self, url: str) -> Look:
+        """What is said of the file at *url*; :class:`errors.MirrorError` when it is refused."""
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
         """Exactly those bytes, of a file of *size* if given; :class:`errors.MirrorError`."""

@@ -1,18 +1,21 @@
-"""An address to a manifest: the requests that registering needs, besides the head's.
+"""What is declared to a manifest: the requests that registering needs, besides the head's.
 
-At most: the document, and the sizes from two mirrors where the document has none. A mirror
-that fails is followed by the next.
+At most: the document with its checksum file and signature, or a look at the image; and the
+sizes from two mirrors where the document has none. A mirror that fails is followed by the
+next.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from urllib.parse import unquote, urlsplit
+from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.metalink import mirrors, names
-from ddfs.model import Digest, Grid, Manifest, Mirror
+from ddfs.model import Digest, Grid, Manifest, unverified_id
+from ddfs.source import checks, ordinary
 from ddfs.source import documents as reading
 from ddfs.source.packing import with_packing
 from ddfs.source.ports import Documents
@@ -20,79 +23,166 @@ from ddfs.source.sizes import agreed_size
 
 
 async def resolve(
-    declaration: Declaration, *, documents: Documents, location: str | None
+    declaration: Declaration,
+    *,
+    documents: Documents,
+    location: str | None,
+    keyring: str | None = None,
 ) -> Manifest:
     """The manifest of what is declared: with a size, at least one mirror and one usable hash.
 
-    The source is an http(s) URL or a local path of a metalink, or the URL of an image, which
-    needs a checksum. Beside a metalink, the checksum must agree with it or is added to its
-    hashes. *location* is where preferred mirrors are. Raises :class:`errors.RequestError`
-    for what the caller can mend, :class:`errors.DocumentError` (which names the address) for
-    the document, :class:`errors.MirrorError` when it cannot be fetched, and
+    The source is an http(s) URL or a local path of a metalink, or the URL of an image. An
+    image needs a checksum: the operator's, that of a checksum file, or what its server says
+    (:mod:`ddfs.source.ordinary`); without any, only where the declaration says unverified,
+    and then the manifest has no hash but an ``unverified_id``. Hashes from several places
+    must agree, and all count. *location* is where preferred mirrors are, *keyring* a path of
+    the host's keys, for declarations that name a signature and no keys. Raises
+    :class:`errors.RequestError` for what the caller can mend,
+    :class:`errors.DocumentError` (which names the address) for the document,
+    :class:`errors.MirrorError` when it cannot be fetched, and
     :class:`errors.MirrorsExhaustedError` when no size can be had.
     """
     address = declaration.source
-    manifest = await _manifest(declaration, documents, location)
+    ring = checks.keyring_for(declaration, keyring)
+    scheme = mirrors.scheme_of(address)
+    if scheme is not None and scheme not in mirrors.USABLE_SCHEMES:
+        raise errors.RequestError(
+            f"{address}: {scheme} is not supported; give an http or https address, or the path "
+            "of a metalink on this host"
+        )
+    manifest = await _metalink(declaration, documents, location, ring)
+    if manifest is None:
+        manifest = await _image(declaration, documents, location, ring)
+    else:
+        manifest = await _completed(manifest, declaration, documents, ring)
+    return with_packing(manifest, declaration)
+
+
+async def _completed(
+    manifest: Manifest, declaration: Declaration, documents: Documents, ring: str | None
+) -> Manifest:
+    """What a metalink says, with the operator's checksums, and a size."""
+    address = declaration.source
+    found = await checks.checksum_digests(declaration, manifest.name, documents, ring)
     try:
-        manifest = _with_checksum(manifest, declaration.checksum)
+        manifest = _with_digests(manifest, declaration.checksum, found)
         if manifest.digest is None and manifest.pieces is None:
             raise errors.DocumentError(
                 f"{names.shown(manifest.name)} has no usable hash, so nothing could verify it; "
-                "give one with --checksum ALG:HEX"
+                "give one with --checksum ALG:HEX or --checksum-url URL"
             )
         if manifest.size is None:
             manifest = _with_size(manifest, await agreed_size(manifest.mirrors, documents))
     except errors.DocumentError as error:
         raise errors.DocumentError(f"{address}: {error}") from None
-    return with_packing(_with_weakness_noted(manifest), declaration)
+    return _with_weakness_noted(manifest)
 
 
-async def _manifest(
-    declaration: Declaration, documents: Documents, location: str | None
-) -> Manifest:
-    """What the address itself says, before checksum and size."""
+async def _metalink(
+    declaration: Declaration, documents: Documents, location: str | None, ring: str | None
+) -> Manifest | None:
+    """What the metalink says that the source is; None for an image."""
     address, file = declaration.source, declaration.file
-    scheme = mirrors.scheme_of(address)
-    if scheme is None:
+    found_at: str | None = None
+    if mirrors.scheme_of(address) is None:
         data = await reading.read_local_metalink(address)
-        return await reading.parsed_metalink(address, data, None, location, file)
-    if scheme not in mirrors.USABLE_SCHEMES:
-        raise errors.RequestError(
-            f"{address}: {scheme} is not supported; give an http or https address, or the path "
-            "of a metalink on this host"
-        )
-    url = mirrors.to_uri(address)
-    found = await reading.metalink_at(url, documents)
-    if found is not None:
-        return await reading.parsed_metalink(address, found.data, found.url, location, file)
-    if file is not None and not url.lower().endswith(".zip"):
-        raise errors.RequestError(f"{address}: a file can be chosen in a metalink, this is none")
-    if declaration.checksum is None:
-        raise errors.RequestError(
-            f"{address}: an image needs a hash to verify it by: give --checksum ALG:HEX, or the "
-            "address of a metalink"
-        )
-    digests = (declaration.checksum,)
-    return Manifest(_name_from(url), None, digests, None, (Mirror(url),), size_is_stated=False)
+    else:
+        found = await reading.metalink_at(mirrors.to_uri(address), documents)
+        if found is None:
+            return None
+        data, found_at = found.data, found.url
+    if declaration.checksum_url is None:
+        try:
+            data = await checks.signed(data, found_at or address, declaration, documents, ring)
+        except errors.DocumentError as error:
+            raise errors.DocumentError(f"{address}: {error}") from None
+    manifest = await reading.parsed_metalink(address, data, found_at, location, file)
+    if declaration.checksum_url is not None and ring is not None:
+        # The checksum file is what is signed: nobody vouches for the metalink's own hashes,
+        # and its pieces would be read before the signed one is reached.
+        return dataclasses.replace(manifest, digests=(), pieces=None, size_is_stated=False)
+    return manifest
 
 
-def _name_from(url: str) -> str:
-    """A name for an image that no document names: the last part of its address."""
+async def _image(
+    declaration: Declaration, documents: Documents, location: str | None, ring: str | None
+) -> Manifest:
+    """The image at an ordinary address."""
+    address, url = declaration.source, mirrors.to_uri(declaration.source)
+    _refuse_what_says_nothing(declaration, ring)
+    # First, since it may refuse the image without any request to its server.
+    found = await checks.checksum_digests(declaration, urlsplit(url).path, documents, ring)
+    known = _agreeing((*found, *([declaration.checksum] if declaration.checksum else ())), address)
     try:
-        return names.validate_file_name(unquote(urlsplit(url).path.rpartition("/")[2]))
-    except errors.DocumentError:
-        return "image"
+        described = await ordinary.describe(
+            url, known, documents, location, may_use_offers=ring is None
+        )
+    except errors.DocumentError as error:
+        raise errors.DocumentError(f"{address}: {error}") from None
+    manifest = described.manifest
+    if manifest.digests or manifest.pieces is not None:
+        return _with_weakness_noted(manifest)
+    if not declaration.unverified:
+        raise errors.RequestError(
+            f"{address}: an image needs a hash to verify it by: give --checksum ALG:HEX or "
+            "--checksum-url URL, or the address of a metalink; or take what comes, and only "
+            "that from then on, with --unverified"
+        )
+    return _unverified(manifest, described.validator)
 
 
-def _with_checksum(manifest: Manifest, checksum: Digest | None) -> Manifest:
-    if checksum is None or checksum in manifest.digests:
-        return manifest
-    for digest in manifest.digests:
-        if digest.algorithm is checksum.algorithm:
+def _refuse_what_says_nothing(declaration: Declaration, ring: str | None) -> None:
+    address = declaration.source
+    if ring is not None and declaration.checksum_url is None:
+        raise errors.RequestError(
+            f"{address}: nothing here is signed that the keys could check: give --checksum-url "
+            "of a signed checksum file, or the address of a metalink"
+        )
+    is_chosen_in = declaration.checksum_url is not None or checks.is_archive(address)
+    if declaration.file is not None and not is_chosen_in:
+        raise errors.RequestError(
+            f"{address}: a file can be chosen in a metalink or a checksum file, this is neither"
+        )
+
+
+def _unverified(manifest: Manifest, validator: str) -> Manifest:
+    """*manifest* without a hash, bound to the state of its one address."""
+    assert manifest.size is not None
+    url = manifest.mirrors[0].url
+    note = "unverified: nothing says what its bytes must be; those of the first fetch are kept"
+    if not validator:
+        note += ". Its server does not say when it changes"
+    return dataclasses.replace(
+        manifest,
+        unverified_id=unverified_id(url, manifest.size, validator),
+        notes=(*manifest.notes, note),
+    )
+
+
+def _agreeing(digests: Sequence[Digest], address: str) -> tuple[Digest, ...]:
+    """Each digest once. Raises :class:`errors.DocumentError` for two of a kind that differ."""
+    by_algorithm: dict[object, Digest] = {}
+    for digest in digests:
+        if by_algorithm.setdefault(digest.algorithm, digest) != digest:
             raise errors.DocumentError(
-                f"it says {digest} for {names.shown(manifest.name)}, --checksum says {checksum}"
+                f"{address}: the checksum file says {by_algorithm[digest.algorithm]}, "
+                f"--checksum says {digest}"
             )
-    return dataclasses.replace(manifest, digests=(*manifest.digests, checksum))
+    return tuple(by_algorithm.values())
+
+
+def _with_digests(manifest: Manifest, checksum: Digest | None, found: Sequence[Digest]) -> Manifest:
+    """*manifest* with what the operator and the checksum file say; all must agree."""
+    told = [(digest, "the checksum file says") for digest in found]
+    told += [(checksum, "--checksum says")] if checksum is not None else []
+    digests = {digest.algorithm: digest for digest in manifest.digests}
+    for digest, who in told:
+        known = digests.setdefault(digest.algorithm, digest)
+        if known != digest:
+            raise errors.DocumentError(
+                f"it says {known} for {names.shown(manifest.name)}, {who} {digest}"
+            )
+    return dataclasses.replace(manifest, digests=tuple(digests.values()))
 
 
 def _with_size(manifest: Manifest, size: int) -> Manifest:

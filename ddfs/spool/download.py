@@ -20,7 +20,8 @@ from ddfs.fetch.access import Grants
 from ddfs.fetch.events import FetchEvent
 from ddfs.fetch.transfer import Transfer, TransferReport
 from ddfs.fetch.transport import Transport
-from ddfs.model import Manifest
+from ddfs.model import Digest, Manifest
+from ddfs.spool import pin
 from ddfs.spool.beside import beside
 from ddfs.spool.journal import sync_directory
 from ddfs.spool.partial import PartialFile, set_aside, storage_errors
@@ -42,6 +43,7 @@ async def download(
     location: str | None = None,
     seeds: Sequence[Path] = (),
     grants: Grants | None = None,
+    pinned: Callable[[Digest], None] | None = None,
 ) -> TransferReport:
     """Fetch *manifest* into *destination*, which must not exist.
 
@@ -49,6 +51,7 @@ async def download(
     unfinished download of another content under this name left behind.
     *grants* are with what each origin is asked.
     ``started`` gets the transfer before its first request, for whoever shows progress.
+    ``pinned`` gets the SHA-256 of what nothing verified.
     Failed or cancelled, the partial file stays and the next call goes on from it.
     Raises what :meth:`ddfs.fetch.transfer.Transfer.run` raises, and
     :class:`errors.NameTakenError`, :class:`errors.StorageError`,
@@ -66,7 +69,12 @@ async def download(
             manifest, partial, transport, observer=observer, location=location, grants=grants
         )
         started(transfer)
-        report = await transfer.run()
+        async with pin.watched(manifest, partial, transport, grants):
+            report = await transfer.run()
+        if manifest.is_unpinned:
+            digest = await pin.pin(manifest, partial, transport, grants)
+            if pinned is not None:
+                pinned(digest)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_finish, partial, destination)
     finally:

@@ -27,7 +27,7 @@ from ddfs.fetch.access import Grants
 from ddfs.fetch.transfer import Transfer, TransferStatistics
 from ddfs.fetch.transport import Transport
 from ddfs.model import HEAD_LENGTH, ByteRange, Grid, ImageFormat, Manifest, PublishedFile
-from ddfs.spool import reading
+from ddfs.spool import pin, reading
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.ports import Heads, Inspector, Ledger, Storage, Unpack
 from ddfs.spool.queue import Place
@@ -206,9 +206,22 @@ class Fetch:
         await regain(self._partial, manifest)
         await plant(self._partial, manifest, self._seeds)
         storage.note_written(content_id, self._partial.bytes_here)
-        await self._transmit(manifest, self._partial)
+        ask = self._with.grants
+        grants = await ask(content_id) if ask is not None else None
+        async with pin.watched(manifest, self._partial, self._with.transport, grants):
+            await self._transmit(manifest, self._partial, grants)
+        if manifest.is_unpinned:
+            await self._pin(manifest, self._partial, grants)
         path = await self._unpacked(manifest, self._partial)
         return await self._publish(path)
+
+    async def _pin(self, manifest: Manifest, partial: PartialFile, grants: Grants | None) -> None:
+        """Before it has a name: whatever happens then, its bytes are bound."""
+        digest = await pin.pin(manifest, partial, self._with.transport, grants)
+        await trio.to_thread.run_sync(
+            self._with.ledger.pin, self.order.content_id, digest, limiter=self._with.ledger_limiter
+        )
+        log.warning("%s: unverified; from now on it is %s", self.order.published_name, digest)
 
     async def _adopt(self, manifest: Manifest) -> PublishedFile | None:
         """Use the file that already has the name, if it has the bytes; never fetch twice."""
@@ -227,9 +240,9 @@ class Fetch:
         log.info("%s: already in primary storage, its hash is right: used as it is", path)
         return await trio.to_thread.run_sync(self._with.storage.adopt, self.order.published_name)
 
-    async def _transmit(self, manifest: Manifest, partial: PartialFile) -> None:
-        ask = self._with.grants
-        grants = await ask(self.order.content_id) if ask is not None else None
+    async def _transmit(
+        self, manifest: Manifest, partial: PartialFile, grants: Grants | None
+    ) -> None:
         self._grid = manifest.grid
         self._transfer = Transfer(
             manifest,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from ddfs.model import ImageFormat, Manifest, Packing, PublishedFile, SpoolReference
+from ddfs.model import Digest, ImageFormat, Manifest, Packing, PublishedFile, SpoolReference
 
 
 class Storage(Protocol):
@@ -75,6 +75,9 @@ class Ledger(Protocol):
 
     def record_unpacked(self, content_id: str, size: int, sha256: str) -> None:
         """Write down what came out of a packed content."""
+
+    def pin(self, content_id: str, digest: Digest) -> None:
+        """Write down what the bytes of an unverified content are, for ever."""
 
     def references(self) -> list[SpoolReference]:
         """All references."""

@@ -81,6 +81,7 @@ class Templates:
         look: source.Look,
         *,
         location: str | None,
+        keyring: str | None = None,
         ledger_limiter: trio.CapacityLimiter,
         on_added: Callable[[Template], None],
         on_removed: Callable[[Template], None],
@@ -92,6 +93,7 @@ class Templates:
         self._inspect_head = inspect_head
         self._look = look
         self._location = location
+        self._keyring = keyring
         self._limiter = ledger_limiter
         self._on_added = on_added
         self._on_removed = on_removed
@@ -219,7 +221,9 @@ class Templates:
         """What a source is now, and what its servers said of the documents that decide."""
         inquiry = await self.inquiry(declaration)
         recorder = Recorder(inquiry)
-        manifest = await source.resolve(declaration, documents=recorder, location=self._location)
+        manifest = await source.resolve(
+            declaration, documents=recorder, location=self._location, keyring=self._keyring
+        )
         return Resolved(inquiry.attributed(manifest), inquiry, recorder.seen)
 
     async def inquiry(self, declaration: Declaration) -> RecordedInquiry:

@@ -21,6 +21,7 @@ from ddfs.model import (
     PublishedFile,
     SpoolReference,
     SpoolState,
+    unverified_id,
 )
 
 PUBLISHED = PublishedFile("/pool/debian-12@0123.qcow2", 2**64 - 1, 2**63 + 7, 10 * MiB, 17 * 10**17)
@@ -273,3 +274,21 @@ def test_the_same_bytes_packed_and_not_are_two_contents(catalogue):
     assert add(catalogue, "a", plain).content_id == plain.content_id
     assert add(catalogue, "b", packed).content_id == packed.content_id
     assert len({template.published_name for template in catalogue.templates()}) == 2
+
+
+def test_an_unverified_content_is_pinned_once_and_for_ever(catalogue):
+    name = unverified_id("http://a.example/x", 5, '"1"')
+    described = replace(manifest(), digests=(), pieces=None, unverified_id=name)
+    add(catalogue, "a", described)
+    assert catalogue.manifest(name).digests == ()
+    one = Digest(HashAlgorithm.SHA256, "1" * 64)
+    catalogue.pin(name, one)
+    catalogue.pin(name, one)
+    assert catalogue.manifest(name).digests == (one,)
+    assert catalogue.manifest(name).content_id == name
+    with pytest.raises(errors.ChecksumError, match="bound to sha-256:1"):
+        catalogue.pin(name, Digest(HashAlgorithm.SHA256, "2" * 64))
+    # Another name of it does not undo that.
+    add(catalogue, "b", described)
+    assert catalogue.manifest(name).digests == (one,)
+    catalogue.pin("unverified:gone", one)

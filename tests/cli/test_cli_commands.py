@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -35,9 +36,12 @@ def test_add_sends_all_options_and_an_absolute_path(
     done = ddfs(
         *("template", "add", "n", "./a.meta4", "--json"),
         *("--checksum", "sha256:00", "--file", "b.img", "--format", "raw"),
+        *("--checksum-url", "SUMS", "--signature", "SUMS.gpg", "--keyring", "keys.asc"),
     )
     assert json.loads(done.out)["name"] == "n"
-    assert asked == [AddTemplate("n", f"{tmp_path}/a.meta4", "raw", "sha256:00", "b.img")]
+    wanted = AddTemplate("n", f"{tmp_path}/a.meta4", "raw", "sha256:00", "b.img", "SUMS")
+    keys = f"{tmp_path}/keys.asc"
+    assert asked == [dataclasses.replace(wanted, signature="SUMS.gpg", keyring=keys)]
 
 
 def test_a_bad_name_is_refused_before_anybody_is_asked(ddfs: Ddfs, service: FakeService) -> None:

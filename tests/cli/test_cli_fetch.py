@@ -42,6 +42,10 @@ from tests.cli.conftest import Ddfs
             ["fetch", "S", "--seed", "a", "--limit-rate=1MiB", "--seed=b"],
             FetchRequest("S", limit_rate="1MiB", seeds=("a", "b")),
         ),
+        (
+            ["fetch", "S", "--checksum-url=C", "--signature", "G", "--keyring=K", "--unverified"],
+            FetchRequest("S", checksum_url="C", signature="G", keyring="K", unverified=True),
+        ),
         # All of these are for Typer, which knows what to say.
         (["fetch"], None),
         (["fetch", "a", "b"], None),

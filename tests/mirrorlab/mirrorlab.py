@@ -97,6 +97,8 @@ class LabMirror:
     most_open: int = 0
     ranges: list[tuple[int, int]] = field(default_factory=list)
     heads: list[bytes] = field(default_factory=list)
+    fields: tuple[str, ...] = ()
+    etag: str | None = None
     _tokens: float = 0.0
     _filled_at: float | None = None
     _lock: trio.Lock = field(default_factory=trio.Lock)
@@ -365,7 +367,7 @@ class _Exchange:
             lines.append(f"Content-Length: {count}")
         if fault == "close_each":
             lines.append("Connection: close")
-        lines += ["Accept-Ranges: bytes", *self._validators(), "", ""]
+        lines += ["Accept-Ranges: bytes", *self._validators(), *self.mirror.fields, "", ""]
         await self.stream.send_all("\r\n".join(lines).encode())
         if verb == "HEAD":
             return True
@@ -394,7 +396,7 @@ class _Exchange:
         mirror = self.mirror
         if mirror.fault == "other_etags":
             return [f'ETag: "{mirror.requests}"', "Last-Modified: Sun, 22 Nov 2026 10:00:00 GMT"]
-        return [f'ETag: "{mirror.version}"']
+        return [f'ETag: "{mirror.etag or mirror.version}"']
 
     async def _body(self, first: int, count: int) -> bool:
         mirror, fault = self.mirror, self.mirror.fault

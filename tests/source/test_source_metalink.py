@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from ddfs import errors, source
 from ddfs.declaration import Declaration
-from ddfs.metalink import limits, write
+from ddfs.metalink import limits
 from ddfs.model import (
     HEAD_LENGTH,
     ByteRange,
@@ -24,86 +24,10 @@ from ddfs.model import (
     Manifest,
     MiB,
     Mirror,
-    PieceMap,
 )
+from tests.source.source_web import CONTENT, MD5, OTHER, SHA256, Web, manifest, text
 
 META = "http://origin.example/d/a.img.meta4"
-CONTENT = bytes(range(256)) * 1024
-SHA256 = Digest(HashAlgorithm.SHA256, hashlib.sha256(CONTENT).hexdigest())
-MD5 = Digest(HashAlgorithm.MD5, hashlib.md5(CONTENT).hexdigest())
-OTHER = Digest(HashAlgorithm.SHA256, "0" * 64)
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    data: bytes
-    url: str
-    content_type: str | None
-
-
-class Web:
-    """Files by address, and a record of every request; an exception in place of a file fails."""
-
-    def __init__(self, **files: bytes) -> None:
-        self.files: dict[str, bytes | str] = {
-            f"http://{host}.example/a": data for host, data in files.items()
-        }
-        self.types: dict[str, str] = {}
-        self.redirects: dict[str, str] = {}
-        self.without_ranges: set[str] = set()
-        self.requests: list[tuple[str, str]] = []
-
-    def _get(self, kind: str, url: str) -> bytes:
-        self.requests.append((kind, url))
-        data = self.files.get(url, "404 Not Found")
-        if isinstance(data, str):
-            raise errors.MirrorError(url, data)
-        return data
-
-    async def read_document(self, url: str, *, max_bytes: int) -> Found:
-        url = self.redirects.get(url, url)
-        data = self._get("document", url)
-        if len(data) > max_bytes:
-            raise errors.DocumentError(f"more than {max_bytes} bytes")
-        return Found(data, url, self.types.get(url))
-
-    async def size_of(self, url: str) -> int:
-        return len(self._get("size", url))
-
-    async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
-        data = self._get("range", url)
-        if url in self.without_ranges:
-            raise errors.MirrorError(url, "it answers 200 to a range")
-        if wanted.end > len(data) or (size is not None and size != len(data)):
-            raise errors.MirrorError(url, "it has another size")
-        return data[wanted.start : wanted.end]
-
-
-def manifest(
-    *hosts: str,
-    content: bytes = CONTENT,
-    piece_length: int | None = None,
-    digests: tuple[Digest, ...] | None = None,
-    has_size: bool = True,
-) -> Manifest:
-    pieces = None
-    if piece_length is not None:
-        parts = [content[i : i + piece_length] for i in range(0, len(content), piece_length)]
-        hashes = b"".join(hashlib.sha1(part).digest() for part in parts)
-        pieces = PieceMap(HashAlgorithm.SHA1, piece_length, hashes)
-    whole = Digest(HashAlgorithm.SHA256, hashlib.sha256(content).hexdigest())
-    return Manifest(
-        "a.img",
-        len(content) if has_size else None,
-        (whole,) if digests is None else digests,
-        pieces,
-        tuple(Mirror(f"http://{host}.example/a", n) for n, host in enumerate(hosts, start=1)),
-        size_is_stated=has_size,
-    )
-
-
-def text(described: Manifest) -> bytes:
-    return write.make(described).encode()
 
 
 async def resolve(
@@ -203,6 +127,13 @@ async def test_an_image_from_a_server_that_knows_no_ranges(monkeypatch: pytest.M
     assert web.requests == [("range", url), ("document", url), ("size", url)]
 
 
+async def test_an_image_that_nothing_verifies():
+    web = Web()
+    web.files["http://i.example/a.qcow2"] = CONTENT
+    with pytest.raises(errors.RequestError, match=r"give --checksum ALG:HEX or .*--unverified"):
+        await resolve("http://i.example/a.qcow2", web)
+
+
 async def test_a_dead_address_is_the_mirrors_error():
     with pytest.raises(errors.MirrorError, match="404 Not Found"):
         await resolve("http://i.example/x", Web(), checksum=SHA256)
@@ -213,7 +144,6 @@ async def test_a_dead_address_is_the_mirrors_error():
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("http://i.example/a.qcow2", "give --checksum ALG:HEX"),
         ("ftp://i.example/a.meta4", "ftp is not supported"),
         ("file:///a.meta4", "file is not supported"),
         ("http:///a.meta4", "it has no valid host name"),
@@ -315,7 +245,9 @@ async def test_without_a_size_two_mirrors_must_agree():
     found = await resolve(META, web)
     assert (found.size, found.size_is_stated) == (len(CONTENT), False)
     assert not found.is_readable_early
-    assert web.requests[1:] == [("size", "http://a.example/a"), ("size", "http://b.example/a")]
+    # The first two, at once.
+    asked = [("size", "http://a.example/a"), ("size", "http://b.example/a")]
+    assert sorted(web.requests[1:]) == asked
 
 
 async def test_a_third_mirror_decides_between_two_sizes():
@@ -330,8 +262,8 @@ async def test_sizes_that_never_agree():
     with pytest.raises(errors.MirrorsExhaustedError, match="no two mirrors agree") as caught:
         await resolve(META, web)
     assert [str(failure) for failure in caught.value.failures] == [
-        "http://dead.example/a: 404 Not Found",
         "http://a.example/a: says 1 bytes",
+        "http://dead.example/a: 404 Not Found",
         "http://b.example/a: says 2 bytes",
     ]
 

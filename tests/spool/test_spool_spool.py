@@ -76,6 +76,10 @@ class MemoryLedger:
     def manifest(self, content_id: str) -> Manifest:
         return self.manifests[content_id]
 
+    def pin(self, content_id: str, digest: Digest) -> None:
+        known = self.manifests[content_id]
+        self.manifests[content_id] = replace(known, digests=(digest,))
+
     def references(self) -> list[SpoolReference]:
         return list(self.written.values())
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from ddfs import errors
+from ddfs.model.hashes import Digest as Digest
+from ddfs.model.hashes import HashAlgorithm as HashAlgorithm
 from ddfs.names import split_version, validate_template_name
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 KiB: Final = 1024
 MiB: Final = 1024 * KiB
@@ -45,83 +43,6 @@ SMALL_FILE: Final = 64 * MiB
 
 # RFC 5854 section 4.2.16.1: 1 to 999999, lower is better, and this where none is given.
 LOWEST_PRIORITY: Final = 999_999
-
-
-class HashAlgorithm(enum.Enum):
-    """A whole-file or piece hash, named as IANA's "Hash Function Textual Names" does.
-
-    Members stand from weakest to strongest.
-    """
-
-    MD5 = "md5"
-    SHA1 = "sha-1"
-    SHA224 = "sha-224"
-    SHA256 = "sha-256"
-    SHA384 = "sha-384"
-    SHA512 = "sha-512"
-
-    @property
-    def digest_size(self) -> int:
-        """Length of a digest in bytes."""
-        return _DIGEST_SIZES[self]
-
-    @property
-    def strength(self) -> int:
-        """Order among the algorithms: higher is stronger."""
-        return list(HashAlgorithm).index(self)
-
-    @property
-    def is_strong(self) -> bool:
-        """Whether a match proves anything against somebody who wants a collision."""
-        return self.strength >= HashAlgorithm.SHA224.strength
-
-    def hasher(self) -> _Hash:
-        """A fresh hashlib object."""
-        return hashlib.new(self.value.replace("-", ""), usedforsecurity=False)
-
-    @classmethod
-    def parse(cls, name: str) -> Self | None:
-        """The algorithm called *name* (``sha256``, ``SHA-256``, ``sha-256``), or None.
-
-        Unknown names are no error: RFC 5854 asks to pass over them.
-        """
-        plain = name.strip().lower().replace("-", "").replace("_", "")
-        return next((a for a in cls if a.value.replace("-", "") == plain), None)
-
-
-_DIGEST_SIZES: Final = {a: a.hasher().digest_size for a in HashAlgorithm}
-
-
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """The hash of a whole file: algorithm and value in lower-case hexadecimal."""
-
-    algorithm: HashAlgorithm
-    hexdigest: str
-
-    def __post_init__(self) -> None:
-        if re.fullmatch(rf"[0-9a-f]{{{2 * self.algorithm.digest_size}}}", self.hexdigest) is None:
-            raise errors.InvalidValueError(
-                f"{self.hexdigest[:140]!r} is no {self.algorithm.value} digest: it takes "
-                f"{2 * self.algorithm.digest_size} hexadecimal digits"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.algorithm.value}:{self.hexdigest}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From ``ALG:HEX``, or from ``{ALG}HEX`` as CloudStack's users have it."""
-        match = re.fullmatch(r"\{([^{}]{1,20})\}(.*)|([^:]{1,20}):(.*)", text.strip())
-        name = (match[1] or match[3]) if match else None
-        algorithm = HashAlgorithm.parse(name) if name else None
-        if match is None or algorithm is None:
-            known = ", ".join(a.value for a in HashAlgorithm)
-            raise errors.InvalidValueError(
-                f"{text[:140]!r} is no checksum: write ALG:HEX, with ALG one of {known}"
-            )
-        value = match[2] if match[1] else match[4]
-        return cls(algorithm, value.strip().lower())
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -269,6 +190,10 @@ class Packing:
         return tuple(digest for digest in (found, self.checksum) if digest is not None)
 
 
+# How the name of a content begins that nothing but its first fetch can vouch for.
+_UNVERIFIED: Final = "unverified:"
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a source resolves to.
@@ -278,7 +203,9 @@ class Manifest:
     not a mirror, gave it. ``digests`` go from strongest to weakest. ``mirrors`` stand in
     the order in which to try them, best first. ``notes`` are what the reader of the
     document passed over and a person may want to know. With ``packing``, all else is about
-    the packed file, which is what mirrors have and what is fetched.
+    the packed file, which is what mirrors have and what is fetched. ``unverified_id`` is
+    there where nothing said what the bytes must be when the source was registered: it names
+    the content then, and ``digests`` stay empty until the first fetch has pinned them.
     """
 
     name: str
@@ -289,6 +216,7 @@ class Manifest:
     size_is_stated: bool = True
     notes: tuple[str, ...] = ()
     packing: Packing | None = None
+    unverified_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and not 0 <= self.size <= MAX_SIZE:
@@ -320,6 +248,11 @@ class Manifest:
         """The strongest whole-file digest, the one that decides."""
         return self.digests[0] if self.digests else None
 
+    @property
+    def is_unpinned(self) -> bool:
+        """Whether nobody knows yet what its bytes are."""
+        return self.unverified_id is not None and not self.digests
+
     @cached_property
     def content_id(self) -> str:
         """Names the content, wherever it comes from: ``sha-256:HEX``.
@@ -329,7 +262,7 @@ class Manifest:
         nothing to tell contents apart by, and that is refused. What comes out of a packed
         file is another content than the packed file: its hash is over how it comes about.
         """
-        if self.packing is None:
+        if self.packing is None or self.unverified_id is not None:
             return self.download_id
         packing = self.packing
         how = (self.download_id, packing.kind.value, packing.member or "", packing.checksum or "")
@@ -337,7 +270,12 @@ class Manifest:
 
     @cached_property
     def download_id(self) -> str:
-        """Names the file that mirrors have, packed or not."""
+        """Names the file that mirrors have, packed or not.
+
+        An unverified one keeps the name that it got before anybody knew its hash.
+        """
+        if self.unverified_id is not None:
+            return self.unverified_id
         if self.digest is not None:
             return str(self.digest)
         if self.pieces is None:
@@ -368,6 +306,20 @@ class Manifest:
             return Grid(self.size, self.pieces.piece_length)
         own = OWN_PIECE_LENGTH_SMALL if self.size <= SMALL_FILE else OWN_PIECE_LENGTH
         return Grid(self.size, own)
+
+
+def unverified_id(url: str, size: int, validator: str) -> str:
+    """The content id of what is at *url*, as long as its server says the same of it.
+
+    *validator* is what changes when the file does. It is part of the name, so that what is
+    published there later is other content.
+    """
+    return _UNVERIFIED + hashlib.sha256(f"{size} {validator!r} {url}".encode()).hexdigest()
+
+
+def is_unverified(content_id: str) -> bool:
+    """Whether nothing but its first fetch says what the bytes of that content are."""
+    return content_id.startswith(_UNVERIFIED)
 
 
 class ImageFormat(enum.Enum):

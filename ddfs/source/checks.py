@@ -1,0 +1,170 @@
+"""What an operator gave to check a source by: a checksum file, signatures, keys."""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import partial
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import trio
+
+from ddfs import errors
+from ddfs.declaration import Declaration
+from ddfs.metalink import checksums, mirrors
+from ddfs.model import Digest
+from ddfs.source.ports import Documents
+
+# Where publishers put the signature of a document, beside it: Ubuntu, openSUSE, Debian, Arch.
+SIGNATURE_SUFFIXES: Final = (".gpg", ".asc", ".sign", ".sig")
+
+# Parsing 16 MiB takes a second; a slow disk some more.
+_READING: Final = trio.CapacityLimiter(2)
+
+
+def keyring_for(declaration: Declaration, host_keyring: str | None) -> str | None:
+    """The keys by which the source's document has to be signed; None where it need not be.
+
+    The template's own; or the host's, where a signature is named. Raises
+    :class:`errors.RequestError` for a signature that no key could prove.
+    """
+    ring = declaration.keyring or (host_keyring if declaration.signature else None)
+    if declaration.signature and ring is None:
+        raise errors.RequestError(
+            f"{declaration.source}: a signature proves nothing without the keys that may have "
+            "made it: give them with --keyring FILE, or as network.keyring in the settings"
+        )
+    return ring
+
+
+async def checksum_digests(
+    declaration: Declaration, path: str, documents: Documents, keyring: str | None
+) -> tuple[Digest, ...]:
+    """What the declared checksum file says of the file whose address has *path*.
+
+    With a *keyring* the file has to be signed, and only what is signed counts. Raises
+    :class:`errors.DocumentError` and :class:`errors.MirrorError`, both with its address.
+    """
+    if declaration.checksum_url is None:
+        return ()
+    address = absolute(declaration.checksum_url, declaration.source)
+    try:
+        checksums.refuse_other_kinds(address)
+        data, found_at = await read(address, documents, checksums.MAX_CHECKSUM_FILE_BYTES)
+        data = await signed(data, found_at, declaration, documents, keyring)
+        file = None if is_archive(declaration.source) else declaration.file
+        find = partial(checksums.digests_of, data, path, file=file)
+        return await trio.to_thread.run_sync(find, limiter=_READING)
+    except errors.DocumentError as error:
+        raise errors.DocumentError(f"{address}: {error}") from None
+
+
+def is_archive(address: str) -> bool:
+    """Whether a file can be chosen in what is at *address*."""
+    return urlsplit(address).path.lower().endswith(".zip")
+
+
+async def signed(
+    document: bytes,
+    address: str,
+    declaration: Declaration,
+    documents: Documents,
+    keyring: str | None,
+) -> bytes:
+    """What of *document*, found at *address*, a key in *keyring* has signed.
+
+    Without a keyring all of it, unchecked. The signature is the declared one; that of a
+    clear-signed document is in it; otherwise it is looked for beside the document. Raises
+    :class:`errors.DocumentError` for a document that is not signed so.
+    """
+    if keyring is None:
+        return document
+    from ddfs import signature  # brings subprocess: for those alone who have keys
+
+    if declaration.signature is None and checksums.is_clear_signed(document):
+        return await signature.signed_text(document, keyring)
+    made = await _signature(address, declaration.signature, documents)
+    await signature.check_detached(document, made, keyring)
+    return document
+
+
+async def _signature(address: str, declared: str | None, documents: Documents) -> bytes:
+    from ddfs import signature
+
+    limit = signature.MAX_SIGNATURE_BYTES
+    if declared is not None:
+        return (await read(absolute(declared, address), documents, limit))[0]
+    for suffix in SIGNATURE_SUFFIXES:
+        try:
+            return (await read(_beside(address, suffix), documents, limit))[0]
+        except (errors.MirrorError, errors.RequestError):
+            continue
+    raise errors.DocumentError(
+        "it must be signed, since a keyring is given; no signature is in it or beside it "
+        f"({', '.join(SIGNATURE_SUFFIXES)}): name it with --signature URL"
+    )
+
+
+def _beside(address: str, suffix: str) -> str:
+    if mirrors.scheme_of(address) not in mirrors.USABLE_SCHEMES:
+        return address + suffix
+    parts = urlsplit(address)
+    return parts._replace(path=parts.path + suffix).geturl()
+
+
+def absolute(address: str, base: str) -> str:
+    """*address*, which may be relative to *base*, as an http(s) URL or an absolute path.
+
+    Beside an http(s) *base*, a path is one on its server; a file of this host is named by
+    ``file:///path``. Raises :class:`errors.RequestError`.
+    """
+    scheme = mirrors.scheme_of(address)
+    if scheme == "file":
+        parts = urlsplit(address)
+        if parts.netloc not in ("", "localhost"):
+            raise errors.RequestError(f"{address}: a file of another host; write file:///path")
+        return unquote(parts.path)
+    try:
+        if scheme is not None:
+            return mirrors.to_uri(address)
+        if mirrors.scheme_of(base) in mirrors.USABLE_SCHEMES:
+            return mirrors.to_uri(address, base)
+    except errors.InvalidValueError as error:
+        raise errors.RequestError(f"{address}: {error}") from None
+    if mirrors.scheme_of(base) == "file":
+        base = unquote(urlsplit(base).path)
+    elif mirrors.scheme_of(base) is not None and not address.startswith("/"):
+        raise errors.RequestError(
+            f"{address}: give a whole address, it cannot be relative to {base}"
+        )
+    return os.path.join(os.path.dirname(os.path.abspath(base)), address)
+
+
+async def read(address: str, documents: Documents, max_bytes: int) -> tuple[bytes, str]:
+    """A small document at an http(s) URL or in a file of this host, and where it was found.
+
+    Raises :class:`errors.MirrorError`, :class:`errors.RequestError` for a file that cannot
+    be read, and :class:`errors.DocumentError` for more than *max_bytes*.
+    """
+    if mirrors.scheme_of(address) in mirrors.USABLE_SCHEMES:
+        found = await documents.read_document(address, max_bytes=max_bytes)
+        return found.data, found.url
+    data = await trio.to_thread.run_sync(_read_file, address, max_bytes, limiter=_READING)
+    if len(data) > max_bytes:
+        raise errors.DocumentError(f"larger than the {max_bytes} bytes that it may have")
+    return data, address
+
+
+def _read_file(path: str, max_bytes: int) -> bytes:
+    """One byte more than allowed, so that what is too much is seen; blocks."""
+    try:
+        # O_NONBLOCK: a FIFO would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise errors.RequestError(f"{path}: not a regular file")
+            return file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise errors.RequestError(f"{path}: cannot be read: {reason}") from error
