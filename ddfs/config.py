@@ -186,8 +186,9 @@ def parse(document: Mapping[str, Any]) -> Settings:
     )
     if primary.keys:
         stores = {name: _primary(primary.table(name)) for name in primary.keys}
-        if list(stores) != ["default"]:
-            raise errors.ConfigError("primary: this version has one storage, [primary.default]")
+        for name in stores:
+            if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is None:
+                raise errors.ConfigError(f"primary: {name[:80]!r} cannot be a storage's name")
         object.__setattr__(settings, "primary", stores)
     top.refuse_unknown()
     return settings

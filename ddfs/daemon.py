@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from ddfs import errors
 from ddfs.catalogue.catalogue import Catalogue
 from ddfs.catalogue.heads import HeadStore
 from ddfs.clone import Clones
-from ddfs.config import Settings
+from ddfs.config import PrimarySettings, Settings
 from ddfs.control import server
 from ddfs.control.actions import DomainActions
 from ddfs.control.host import Host, HostFigures
@@ -47,6 +47,7 @@ from ddfs.model import ImageFormat, Template
 from ddfs.notify import Supervisor
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.spool.fetching import Surroundings
+from ddfs.spool.room import MakeRoom
 from ddfs.spool.spool import Spool
 from ddfs.templates import Templates
 from ddfs.templates.versions import Versions
@@ -89,26 +90,28 @@ def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> errors.DdfsError
 
 
 async def _serve(settings: Settings) -> None:
-    primary_name, primary_path = _primary_path(settings)
+    places = _primary_paths(settings)
     with ExitStack() as stack:
         stack.enter_context(_locked(settings.state_dir))
-        storage = _storage(settings, primary_name, primary_path)
-        await trio.to_thread.run_sync(storage.prepare)
-        stack.callback(storage.close)
+        storages = [_storage(settings, name, path) for name, path in places.items()]
+        for storage in storages:
+            await trio.to_thread.run_sync(storage.prepare)
+            stack.callback(storage.close)
         catalogue = await trio.to_thread.run_sync(Catalogue.open, settings.state_dir)
         stack.callback(catalogue.close)
         with trio.open_signal_receiver(*_SIGNALS) as signals:
-            await _serve_on(settings, storage, catalogue, signals)
+            await _serve_on(settings, storages, catalogue, signals)
     log.info("ended")
 
 
 async def _serve_on(
     settings: Settings,
-    storage: DirectoryStorage,
+    storages: Sequence[DirectoryStorage],
     catalogue: Catalogue,
     signals: AsyncIterator[int],
 ) -> None:
-    """Wire everything; see the module on the order."""
+    """Wire everything; see the module on the order. The first of *storages* is the default."""
+    storage, *others = storages
     ledger_limiter = trio.CapacityLimiter(1)
     libvirt = Libvirt(settings.libvirt.uri)
     keeper = PoolKeeper(libvirt, settings.templates_dir)
@@ -118,20 +121,18 @@ async def _serve_on(
     await records.load()
     async with _transport(settings) as transport, trio.open_nursery() as fetching:
         spool = Spool(
-            Surroundings(
-                storage=storage,
-                ledger=catalogue,
-                inspector=_Inspector(),
-                heads=heads,
-                transport=transport,
-                location=settings.network.location,
-                ledger_limiter=ledger_limiter,
-                unpack=unpack,
-                grants=_Grants(catalogue, transport, ledger_limiter).of,
-                make_room=lambda *wanted: collector.make_room(*wanted),
+            _surroundings(
+                settings,
+                storage,
+                catalogue,
+                heads,
+                transport,
+                ledger_limiter,
+                lambda *wanted: collector.make_room(*wanted),
             ),
             on_change=changes.content_changed,
             on_use=records.note_use,
+            others=others,
         )
         await fetching.start(spool.run)
         templates, versions = _templates(
@@ -152,7 +153,7 @@ async def _serve_on(
             keeper,
             domains,
             _domain_actions(settings, templates, gate, libvirt, domains),
-            HostFigures(*mount, storage.name, storage.path, storage.figures),
+            HostFigures(*mount, storages),
             HostLimits(transport, spool.queue, Limits.of(settings)),
             HostMetrics(templates, pool, storage.figures, versions.state).text,
             HostKeeping(templates, collector, records),
@@ -178,6 +179,30 @@ async def _serve_on(
                 serving.cancel_scope.cancel()
             await pool.close()
         fetching.cancel_scope.cancel()
+
+
+def _surroundings(
+    settings: Settings,
+    storage: DirectoryStorage,
+    catalogue: Catalogue,
+    heads: HeadStore,
+    transport: Transport,
+    ledger_limiter: trio.CapacityLimiter,
+    make_room: MakeRoom,
+) -> Surroundings:
+    """What all fetches share."""
+    return Surroundings(
+        storage=storage,
+        ledger=catalogue,
+        inspector=_Inspector(),
+        heads=heads,
+        transport=transport,
+        location=settings.network.location,
+        ledger_limiter=ledger_limiter,
+        unpack=unpack,
+        grants=_Grants(catalogue, transport, ledger_limiter).of,
+        make_room=make_room,
+    )
 
 
 def _storage(settings: Settings, name: str, path: Path) -> DirectoryStorage:
@@ -344,24 +369,32 @@ class _Inspector:
         inspect.inspect_file(path, claimed=claimed)
 
 
-def _primary_path(settings: Settings) -> tuple[str, Path]:
-    """The directory of the primary storage; a libvirt pool's is read from its XML file, so
-    that libvirtd may be down.
-    """
-    [(name, chosen)] = settings.primary.items()
-    path = chosen.path
-    if chosen.pool is not None:
-        target = PoolTargets().pool_target(chosen.pool)
-        if target is None:
-            raise errors.ConfigError(
-                f"primary.{name}.pool: libvirt has no pool {chosen.pool!r} with a directory; "
-                "virsh pool-list --all shows those there are"
-            )
-        path = Path(target)
-    assert path is not None
-    if path == settings.mountpoint or settings.mountpoint in path.parents:
-        raise errors.ConfigError(f"primary.{name}: {path} lies in the mountpoint itself")
-    return name, path
+def _primary_paths(settings: Settings) -> dict[str, Path]:
+    """The directories of the primary storages, the default first."""
+    paths: dict[str, Path] = {}
+    for name, chosen in settings.primary.items():
+        path = _primary_path(name, chosen)
+        if path == settings.mountpoint or settings.mountpoint in path.parents:
+            raise errors.ConfigError(f"primary.{name}: {path} lies in the mountpoint itself")
+        for other, taken in paths.items():
+            if os.path.realpath(taken) == os.path.realpath(path):
+                raise errors.ConfigError(f"primary.{name}: {path} is primary.{other} already")
+        paths[name] = path
+    return paths
+
+
+def _primary_path(name: str, chosen: PrimarySettings) -> Path:
+    """A libvirt pool's is read from its XML file, so that libvirtd may be down."""
+    if chosen.pool is None:
+        assert chosen.path is not None
+        return chosen.path
+    target = PoolTargets().pool_target(chosen.pool)
+    if target is None:
+        raise errors.ConfigError(
+            f"primary.{name}.pool: libvirt has no pool {chosen.pool!r} with a directory; "
+            "virsh pool-list --all shows those there are"
+        )
+    return Path(target)
 
 
 @contextmanager

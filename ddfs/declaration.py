@@ -85,6 +85,7 @@ class Declaration:
     ``keyring`` the keys that may have made it. ``file`` chooses one of a metalink's, a
     checksum file's or an archive's files. ``size`` is the size in bytes after unpacking.
     ``unverified`` allows a source with nothing to check it by. ``check_every`` is in seconds.
+    ``primary`` names the primary storage that it goes to.
     """
 
     source: str
@@ -98,6 +99,7 @@ class Declaration:
     size: int | None = None
     unverified: bool = False
     check_every: int | None = None
+    primary: str | None = None
     access: Access = Access()
 
     def __post_init__(self) -> None:
@@ -279,6 +281,7 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "size": _whole,
     "unverified": _flag,
     "check_every": _check_every,
+    "primary": _text,
     "headers": _headers,
     "headers_file": _path,
     "netrc_file": _path,

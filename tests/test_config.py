@@ -50,7 +50,7 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
         ("mountpoint = 3", "mountpoint: a path"),
         ("[primary.default]", "either path or pool"),
         ('[primary.default]\npath = "/a"\npool = "b"', "either path or pool"),
-        ('[primary.other]\npath = "/a"', "primary"),
+        ('[primary."a b"]\npath = "/a"', "primary: 'a b' cannot be"),
         ('[primary.default]\npath = "/a"\nquota = "lots"', "primary.default.quota: 'lots' is no"),
         ('[primary.default]\npath = "/a"\nquota = "101%"', "primary.default.quota: '101%' is more"),
         ('[primary.default]\npath = "/a"\nkeep_free = -1', "primary.default.keep_free: -1 bytes"),

@@ -140,6 +140,7 @@ def template_of(row: Row[Any]) -> Template:
         is_readable_early=packing is None and row.has_pieces and row.size_is_stated,
         packed_size=row.size if packing is not None else None,
         size_is_known=size_is_known,
+        primary=json.loads(row.declaration).get("primary"),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ddfs import model
+from ddfs import errors, model
 from ddfs.cli import apply, output, versions, waiting
 from ddfs.cli.access_options import for_daemon, warn_of_exposed, with_access
 from ddfs.cli.paths import absolute
@@ -22,6 +22,7 @@ from ddfs.cli.source_options import (
     UnverifiedOption,
 )
 from ddfs.cli.text import format_seconds, format_size
+from ddfs.control.keeping_messages import Place
 from ddfs.control.messages import AddTemplate, TemplateStatus
 from ddfs.names import validate_template_name
 from ddfs.versions import Verdict
@@ -44,6 +45,11 @@ NamesArgument = Annotated[
         help="Templates: NAME, NAME.FORMAT or a path in the mount.",
         autocompletion=complete_template,
     ),
+]
+
+PrimaryOption = Annotated[
+    str | None,
+    typer.Option("--primary", metavar="NAME", help="The primary storage that it goes to."),
 ]
 
 group = typer.Typer(help="Register, list and remove templates.", rich_markup_mode=None)
@@ -79,6 +85,7 @@ def add(
     size: Annotated[
         int | None, typer.Option(metavar="BYTES", help="Its size once it is unpacked.")
     ] = None,
+    primary: PrimaryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Register a template. It appears in the pool at once; it is fetched when it is used.
@@ -98,6 +105,7 @@ def add(
         unverified=unverified,
         unpacked_checksum=unpacked_checksum,
         size=size,
+        primary=primary,
         **for_daemon(access),
     )
     warn_of_exposed(access)
@@ -217,15 +225,24 @@ def prefetch(
         list[str] | None,
         typer.Option("--seed", metavar="FILE", help="May have parts of it; may be repeated."),
     ] = None,
+    primary: PrimaryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch templates now, also those whose last fetch failed, and wait for them."""
+    """Fetch templates now, also those whose last fetch failed, and wait for them.
+
+    With --primary they are fetched to that primary storage, or copied there if they are here.
+    """
     session = session_of(context)
-    found = session.client.prefetch(
-        session.template_names(names), [absolute(seed) for seed in seeds or ()]
-    )
+    wanted = session.template_names(names)
+    if primary is not None and seeds:
+        raise errors.InvalidValueError("--seed: not together with --primary")
+    if primary is not None:
+        session.client.place(Place(tuple(wanted), primary, wait=False))
+    found = session.client.prefetch(wanted, [absolute(seed) for seed in seeds or ()])
     if wait:
         found = waiting.wait(session.client, found)
+        if primary is not None and all(one.published_path for one in found):
+            session.client.place(Place(tuple(wanted), primary))
     if as_json:
         output.print_json(found)
     else:
@@ -356,6 +373,7 @@ def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
         fields.append(("unverified", "nothing but its first fetch says what its bytes are"))
     if status.published_path is not None:
         fields.append(("published", status.published_path))
+        fields.append(("on primary", ", ".join(status.primaries)))
     fields += _source_fields(status)
     if status.last_error is not None:
         fields.append(("last error", status.last_error))

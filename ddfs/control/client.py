@@ -29,7 +29,7 @@ from ddfs.control.action_messages import (
     GateReport,
 )
 from ddfs.control.decode import decode
-from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin
+from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, Place
 from ddfs.control.messages import (
     AddTemplate,
     ChangeLimits,
@@ -144,6 +144,11 @@ class Client:
     def collect(self, request: Collect) -> CollectionStatus:
         """Deletes what nobody needs."""
         return self._ask(CollectionStatus, "POST", "/v1/gc", request, SLOW_SECONDS)
+
+    def place(self, request: Place) -> None:
+        """Fetches or copies templates to a primary storage."""
+        body = json.dumps(dataclasses.asdict(request)).encode()
+        self._request("PUT", "/v1/places", body, SLOW_SECONDS)
 
     def pin(self, request: Pin) -> None:
         """Pins or unpins."""

@@ -94,15 +94,52 @@ class Domains(Protocol):
         """Start one."""
 
 
+class Room(Protocol):
+    """How full a primary storage is, in bytes."""
+
+    @property
+    def total(self) -> int:
+        """Of its file system."""
+
+    @property
+    def free(self) -> int:
+        """Of its file system."""
+
+    @property
+    def held(self) -> int:
+        """By ddfs."""
+
+    @property
+    def quota(self) -> int | None:
+        """The limit of that."""
+
+    @property
+    def keep_free(self) -> int:
+        """Nobody's."""
+
+
+class PrimaryStorage(Protocol):
+    """A primary storage, as far as it is shown."""
+
+    @property
+    def name(self) -> str:
+        """What the settings call it."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+
+    def room(self) -> Room:
+        """How full it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostFigures:
     """What the daemon knows and the parts do not."""
 
     mountpoint: Path
     templates_dir: Path
-    primary_name: str
-    primary_path: Path
-    measure: Callable[[], tuple[int, int]]
+    primaries: Sequence[PrimaryStorage]
 
 
 class Host:
@@ -152,7 +189,6 @@ class Host:
         holdings = [self._templates.holding(template) for template in templates]
         states = [holding.state for holding in holdings]
         by_content = {t.content_id: h for t, h in zip(templates, holdings, strict=True)}
-        total, free = self._figures.measure()
         return DaemonStatus(
             version=__version__,
             pid=os.getpid(),
@@ -164,11 +200,7 @@ class Host:
             failed=states.count(SpoolState.FAILED),
             total=len(templates),
             bytes_per_second=sum(h.bytes_per_second for h in by_content.values()),
-            primary=(
-                PrimaryStatus(
-                    self._figures.primary_name, str(self._figures.primary_path), total, free
-                ),
-            ),
+            primary=tuple(_primary_status(primary) for primary in self._figures.primaries),
         )
 
     def templates(self) -> list[TemplateStatus]:
@@ -208,6 +240,7 @@ class Host:
             family=template.family,
             version=template.version,
             is_newest=template is self._templates.newest(template.family),
+            primaries=holding.primaries,
             pinned=self.keeping.is_pinned(template),
             last_used_at=self.keeping.last_used_at(template),
             source_verdict=source.verdict.value if source.verdict else None,
@@ -238,6 +271,7 @@ class Host:
         plain = dataclasses.asdict(request)
         name = plain.pop("name")
         declaration = Declaration.from_plain(plain)
+        self.keeping.check_primary(declaration.primary)
         return self.status_of(await self._templates.add(Registration(name, declaration)))
 
     async def remove_template(self, name: str, purge: bool) -> None:
@@ -397,6 +431,19 @@ def _absolute(seed: str) -> Path:
     if not seed.startswith("/") or "\0" in seed:
         raise errors.InvalidValueError(f"{seed[:140]!r}: a seed is the absolute path of a file")
     return Path(seed)
+
+
+def _primary_status(primary: PrimaryStorage) -> PrimaryStatus:
+    room = primary.room()
+    return PrimaryStatus(
+        primary.name,
+        str(primary.path),
+        room.total,
+        room.free,
+        room.held,
+        room.quota,
+        room.keep_free,
+    )
 
 
 def _limits(limits: HostLimits) -> Limits:

@@ -8,11 +8,12 @@ from typing import Protocol
 from fastapi import APIRouter
 
 from ddfs import errors
-from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, StoredStatus
+from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, Place, StoredStatus
 from ddfs.keeping.collector import Collector
 from ddfs.keeping.judgement import Judgement, StoredFile
 from ddfs.keeping.records import Records
 from ddfs.model import Template
+from ddfs.spool.rest import Demand
 from ddfs.templates import Templates
 
 
@@ -25,6 +26,10 @@ class Keeping(Protocol):
 
     async def pin(self, request: Pin) -> None:
         """Pins or unpins; all or none: :class:`ddfs.errors.UnknownTemplateError`."""
+        ...
+
+    async def place(self, request: Place) -> None:
+        """Fetches or copies templates to a primary storage."""
         ...
 
 
@@ -43,6 +48,26 @@ class HostKeeping:
     def last_used_at(self, template: Template) -> float | None:
         """When its content was last used; None for never."""
         return self._records.last_used_at(template.content_id) or None
+
+    def check_primary(self, primary: str | None) -> None:
+        """Refuse a primary storage that is not in the settings."""
+        known = self._templates.primaries
+        if primary is not None and primary not in known:
+            raise errors.InvalidValueError(
+                f"primary: no primary storage is called {primary[:140]!r}; the settings have "
+                f"{', '.join(known)}"
+            )
+
+    async def place(self, request: Place) -> None:
+        """Fetch or copy; what was started goes on when the caller leaves."""
+        self.check_primary(request.primary)
+        wanted = [self._templates.newest(name) for name in request.names]
+        for template in wanted:
+            self._templates.demand(template, Demand.HAND, primary=request.primary)
+        if request.wait:
+            for template in wanted:
+                await self._templates.wait_published(template)
+                await self._templates.copy(template, request.primary)
 
     async def collect(self, request: Collect) -> CollectionStatus:
         """Delete, or look."""
@@ -89,6 +114,11 @@ def routes(keeping: Keeping) -> APIRouter:
     async def collect(request: Collect) -> CollectionStatus:
         """Deletes published files that nobody needs, the longest unused first."""
         return await keeping.collect(request)
+
+    @router.put("/v1/places", status_code=204)
+    async def place(request: Place) -> None:
+        """Has templates on a primary storage, copied from another one or fetched."""
+        await keeping.place(request)
 
     @router.put("/v1/pins", status_code=204)
     async def pin(request: Pin) -> None:

@@ -55,6 +55,21 @@ class CollectionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """The body of ``PUT /v1/places``: these templates shall be on that primary storage.
+
+    What is published elsewhere is copied, what is not here is fetched to it. With ``wait``
+    the answer comes when all are there, and is an error if one will not be.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    names: tuple[str, ...]
+    primary: str
+    wait: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """The body of ``PUT /v1/pins``: names of templates, and whether they shall be pinned."""
 

@@ -86,6 +86,8 @@ class TemplateStatus:
     checked_at: float | None = None
     check_every: int | None = None
     unverified: bool = False
+    # The primary storages on which it is published, the one of published_path first.
+    primaries: tuple[str, ...] = ()
 
     @property
     def exact_name(self) -> str:
@@ -122,6 +124,7 @@ class AddTemplate:
     client_cert: str | None = None
     client_key: str | None = None
     ca_file: str | None = None
+    primary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,12 +234,19 @@ class PoolStatus:
 
 @dataclass(frozen=True, slots=True)
 class PrimaryStatus:
-    """A primary storage and its room."""
+    """A primary storage and its room.
+
+    ``bytes_held`` is what ddfs takes there or has promised to fetches; ``quota`` is None
+    where there is none.
+    """
 
     name: str
     path: str
     bytes_total: int
     bytes_free: int
+    bytes_held: int = 0
+    quota: int | None = None
+    keep_free: int = 0
 
 
 @dataclass(frozen=True, slots=True)

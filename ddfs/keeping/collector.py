@@ -47,8 +47,8 @@ class Spool(Protocol):
     def uses(self, content_id: str) -> int:
         """How often it was used."""
 
-    async def evict(self, content_id: str, uses: int) -> bool:
-        """Delete the file, unless it was used since :meth:`uses` said *uses*."""
+    async def evict(self, content_id: str, primary: str, uses: int) -> bool:
+        """Delete the file on *primary*, unless it was used since :meth:`uses` said *uses*."""
 
 
 class Names(Protocol):
@@ -150,7 +150,7 @@ class Collector:
         gone = []
         for file in files:
             try:
-                if not await self._spool.evict(file.content_id, file.uses):
+                if not await self._spool.evict(file.content_id, file.primary, file.uses):
                     continue
             except errors.DdfsError as error:
                 log.warning("%s", error)

@@ -359,7 +359,7 @@ class Template:
     registering. ``is_readable_early`` as in :class:`Manifest`. ``size`` is that of the image;
     ``packed_size`` that of the packed file, where it is fetched packed. Where that does not
     say to how much it unpacks, ``size`` is the packed one and not ``size_is_known``, until it
-    was unpacked.
+    was unpacked. ``primary`` is the primary storage that it shall be on, None for the default.
     """
 
     row: int
@@ -374,6 +374,7 @@ class Template:
     is_readable_early: bool
     packed_size: int | None = None
     size_is_known: bool = True
+    primary: str | None = None
 
     def __post_init__(self) -> None:
         family, number = split_version(self.name)

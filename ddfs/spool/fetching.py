@@ -51,7 +51,9 @@ _ANY: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to fetch, and how to call it when it is here."""
+    """What to fetch, and how to call it when it is here; ``primary`` is where, None for the
+    default storage.
+    """
 
     content_id: str
     size: int
@@ -59,6 +61,7 @@ class Order:
     format: ImageFormat
     head_is_verified: bool
     is_readable_early: bool
+    primary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

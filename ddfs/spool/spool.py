@@ -11,17 +11,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from ddfs import errors
-from ddfs.fetch.transfer import MirrorStatistics, TransferStatistics
 from ddfs.model import ByteRange, PublishedFile, SpoolReference, SpoolState
 from ddfs.spool import rest
+from ddfs.spool.copying import copy_content
 from ddfs.spool.fetching import Fetch, Order, Surroundings
+from ddfs.spool.holding import Copying, Holding, HoldingStatus, at_rest
+from ddfs.spool.ports import Storage
 from ddfs.spool.queue import Queue
 from ddfs.spool.reading import OpenFiles
 from ddfs.spool.recovery import recovered_references
@@ -35,53 +37,17 @@ _SHUTDOWN_SECONDS: Final = 2.0
 Explain = Callable[[str, errors.DdfsError], Awaitable[errors.DdfsError]]
 
 
-@dataclass(frozen=True, slots=True)
-class HoldingStatus:
-    """How far a content is on this host, at one moment.
-
-    ``bytes_here`` are verified (without piece hashes: received) bytes. ``retry_in`` is in
-    seconds, None unless the content rests after ``error``. ``mirrors`` are those of the
-    running fetch, or of the last one since the daemon was started.
-    """
-
-    state: SpoolState
-    bytes_here: int
-    bytes_per_second: float
-    seconds_left: float | None
-    published: PublishedFile | None
-    error: str | None
-    error_kind: str | None
-    retry_in: float | None
-    mirrors: tuple[MirrorStatistics, ...]
-
-
-class _Holding:
-    """What the spool knows of one content. Changed by the spool alone."""
-
-    def __init__(self) -> None:
-        self.published: PublishedFile | None = None
-        self.fetch: Fetch | None = None
-        self.rest: rest.Rest | None = None
-        self.bytes_here = 0
-        self.was_fetching = False
-        # While it is purged no reader may start a fetch into files that are being deleted.
-        self.is_going = False
-        # Set while it makes room: when that is over it may be fetched again.
-        self.evicted: trio.Event | None = None
-        # How often it was used since the daemon was started.
-        self.uses = 0
-        self.last_error: str | None = None
-        self.mirrors: tuple[MirrorStatistics, ...] = ()
-
-
 class Spool:
     """Contents, their fetches, and the readers that wait for them.
 
     ``on_change(content_id)`` is called in the event loop whenever a state changed,
     ``on_use(content_id)`` whenever a complete content is used. ``queue`` says how many fetches
     run at once, and may be changed. Used as ``await nursery.start(spool.run)``; cancelling
-    that ends all fetches, journaled, within
-    two seconds.
+    that ends all fetches, journaled, within two seconds.
+
+    Contents are fetched to the storage that their order names, by default to that of
+    *surroundings*; *others* are further ones, and the earlier one's file is what is used of
+    a content that stands on several.
     """
 
     def __init__(
@@ -90,27 +56,30 @@ class Spool:
         *,
         on_change: Callable[[str], None],
         on_use: Callable[[str], None] = lambda _content_id: None,
+        others: Sequence[Storage] = (),
     ) -> None:
         self._with = surroundings
+        self._storages = {s.name: s for s in (surroundings.storage, *others)}
         self._on_change = on_change
         self._on_use = on_use
         self.queue = Queue()
         # Knows more of why a fetch failed; returns within seconds, and never raises.
         self.explain: Explain | None = None
-        self._holdings: dict[str, _Holding] = {}
+        self._holdings: dict[str, Holding] = {}
         self._files = OpenFiles()
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own all fetches until cancelled. Started when what a crash left is put right."""
-        references = await trio.to_thread.run_sync(
-            recovered_references,
-            self._with.storage,
-            self._with.ledger,
-            limiter=self._with.ledger_limiter,
-        )
-        for reference in references:
-            self._holdings[reference.content_id] = _restored(reference)
+        for storage in self._storages.values():
+            references = await trio.to_thread.run_sync(
+                recovered_references,
+                storage,
+                self._with.ledger,
+                limiter=self._with.ledger_limiter,
+            )
+            for reference in references:
+                self._holding(reference.content_id).restore(storage, reference)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -124,30 +93,32 @@ class Spool:
 
     def holding(self, content_id: str) -> HoldingStatus:
         """The state of a content; one that nobody asked for yet is absent."""
-        holding = self._holdings.get(content_id) or _Holding()
-        statistics = holding.fetch.statistics() if holding.fetch else None
-        resting = holding.rest
-        now = trio.current_time()
-        return HoldingStatus(
-            state=_state(holding),
-            bytes_here=_bytes_here(holding, statistics),
-            bytes_per_second=statistics.bytes_per_second if statistics else 0.0,
-            seconds_left=statistics.seconds_left if statistics else None,
-            published=holding.published,
-            error=holding.last_error,
-            error_kind=resting.error.kind() if resting and holding.last_error else None,
-            retry_in=max(0.0, resting.until - now) if resting and not holding.fetch else None,
-            mirrors=statistics.mirrors if statistics else holding.mirrors,
-        )
+        return (self._holdings.get(content_id) or self._new_holding()).status()
+
+    def _holding(self, content_id: str) -> Holding:
+        """The one of *content_id*, made if there is none."""
+        return self._holdings.setdefault(content_id, self._new_holding())
+
+    def _new_holding(self) -> Holding:
+        return Holding(tuple(self._storages), self._with.storage)
 
     def published(self, content_id: str) -> PublishedFile | None:
         """The complete file, from memory; see :meth:`confirm_published`."""
         holding = self._holdings.get(content_id)
         return holding.published if holding and not holding.is_going else None
 
-    def place_of(self, published_name: str) -> str:
+    @property
+    def primaries(self) -> tuple[str, ...]:
+        """The storages, the preferred one first."""
+        return tuple(self._storages)
+
+    def place_of(self, published_name: str, primary: str | None = None) -> str:
         """Where a content of that name will stand."""
-        return str(self._with.storage.path / published_name)
+        return str(self._home(primary).path / published_name)
+
+    def _home(self, primary: str | None) -> Storage:
+        """Where to fetch to; the default too for a storage that the settings have no more."""
+        return self._storages.get(primary or "", self._with.storage)
 
     def is_fetching(self, content_id: str) -> bool:
         """Whether a fetch runs."""
@@ -182,26 +153,27 @@ class Spool:
     def stored(self) -> list[tuple[str, str, PublishedFile]]:
         """Every published file: content, primary storage, file."""
         return [
-            (content_id, self._with.storage.name, holding.published)
+            (content_id, primary, file)
             for content_id, holding in self._holdings.items()
-            if holding.published is not None and not holding.is_going
+            for primary, file in holding.files.items()
+            if not holding.is_going
         ]
 
     async def confirm_published(self, content_id: str) -> PublishedFile | None:
         """Look at the published file again; one that is gone or changed counts no more."""
-        published = self.published(content_id)
-        if published is None:
-            return None
         self.note_use(content_id)
-        is_intact = await trio.to_thread.run_sync(self._with.storage.is_intact, published)
-        holding = self._holdings.get(content_id)
-        if holding is None or holding.is_going:
-            return None
-        if is_intact:
-            return published
-        log.error("%s: the published file is gone or was changed", published.path)
-        if holding.published == published:
-            await self._forget_published(content_id, holding)
+        while (published := self.published(content_id)) is not None:
+            primary = next(iter(self._holdings[content_id].files))
+            is_intact = self._storages[primary].is_intact
+            intact = await trio.to_thread.run_sync(is_intact, published)
+            holding = self._holdings.get(content_id)
+            if holding is None or holding.is_going:
+                return None
+            if intact:
+                return published
+            log.error("%s: the published file is gone or was changed", published.path)
+            if holding.files.get(primary) == published:
+                await self._forget_published(content_id, holding, primary)
         return None
 
     # -- demand ----------------------------------------------------------------------------
@@ -217,7 +189,7 @@ class Spool:
         Never raises and never blocks. One that waits its turn may come sooner for it.
         What *seeds* have of the content is not fetched, if it starts now.
         """
-        holding = self._holdings.setdefault(order.content_id, _Holding())
+        holding = self._holding(order.content_id)
         if holding.fetch is not None:
             holding.fetch.place.hasten(demand)
         if holding.published or holding.fetch or holding.is_going or self._nursery is None:
@@ -225,7 +197,9 @@ class Spool:
         if holding.rest and not holding.rest.allows(trio.current_time(), demand):
             return
         holding.was_fetching = False
-        holding.fetch = Fetch(order, self._with, self.queue.enter(demand), seeds)
+        holding.home = self._home(order.primary)
+        around = replace(self._with, storage=holding.home)
+        holding.fetch = Fetch(order, around, self.queue.enter(demand), seeds)
         self._nursery.start_soon(self._own, holding, holding.fetch)
         self._on_change(order.content_id)
 
@@ -235,7 +209,7 @@ class Spool:
         Raises the reason when the fetch fails or rests; its errno is what a reader sees.
         """
         while True:
-            holding = self._holdings.setdefault(order.content_id, _Holding())
+            holding = self._holding(order.content_id)
             if holding.evicted is not None:
                 await holding.evicted.wait()
                 continue
@@ -257,7 +231,7 @@ class Spool:
         Raises the fetch's error, or why none runs.
         """
         while True:
-            holding = self._holdings.setdefault(order.content_id, _Holding())
+            holding = self._holding(order.content_id)
             if holding.evicted is not None:
                 await holding.evicted.wait()
                 self.demand(order)
@@ -271,7 +245,7 @@ class Spool:
             if fetch.error is not None:
                 raise fetch.error
 
-    def _reason(self, holding: _Holding) -> errors.DdfsError:
+    def _reason(self, holding: Holding) -> errors.DdfsError:
         if holding.is_going:
             return errors.CancelledFetchError("it is being purged")
         if holding.rest is None:
@@ -297,6 +271,8 @@ class Spool:
             return
         if holding.fetch is not None:
             raise errors.TemplateInUseError("it is being fetched; end that with ddfs cancel")
+        if holding.copying:
+            raise errors.TemplateInUseError("it is being copied to another primary storage")
         holding.is_going = True
         try:
             await self._delete(content_id, holding)
@@ -304,57 +280,114 @@ class Spool:
             holding.is_going = False
         self._holdings.pop(content_id, None)
 
-    async def evict(self, content_id: str, uses: int) -> bool:
-        """Delete the published file to make room, unless it was used since :meth:`uses` said
-        *uses*; whether it is gone. Who wants it meanwhile has it fetched again.
+    async def evict(self, content_id: str, primary: str, uses: int) -> bool:
+        """Delete the published file on *primary* to make room, unless it was used since
+        :meth:`uses` said *uses*; whether it is gone. Who wants it meanwhile has it fetched again.
         """
         holding = self._holdings.get(content_id)
-        if holding is None or holding.published is None or holding.fetch is not None:
+        if holding is None or holding.fetch is not None or holding.is_going or holding.copying:
             return False
-        if holding.is_going or holding.uses != uses:
+        if primary not in holding.files or holding.uses != uses:
             return False
         holding.is_going, holding.evicted = True, trio.Event()
         # The name in the mount must not lead to a file that is gone.
         self._on_change(content_id)
-        gone = False
         try:
-            await self._delete(content_id, holding)
-            gone = True
+            await self._delete_file(content_id, holding, primary)
+            if not holding.files:
+                await self._forget(content_id)
         finally:
             holding.is_going = False
-            if gone:
-                self._holdings.pop(content_id, None)
-            else:
+            if holding.files:
                 self._on_change(content_id)
+            else:
+                self._holdings.pop(content_id, None)
             holding.evicted.set()
             holding.evicted = None
         return True
 
-    async def _delete(self, content_id: str, holding: _Holding) -> None:
-        published = holding.published
-        if published is not None:
-            self._files.forget(published.path)
-            await trio.to_thread.run_sync(self._with.storage.purge, published)
-            await self._forget_published(content_id, holding)
-        await trio.to_thread.run_sync(self._with.storage.discard, content_id)
-        await trio.to_thread.run_sync(
-            self._with.ledger.forget_reference,
-            content_id,
-            self._with.storage.name,
-            limiter=self._with.ledger_limiter,
-        )
+    async def _delete(self, content_id: str, holding: Holding) -> None:
+        for primary in list(holding.files):
+            await self._delete_file(content_id, holding, primary)
+        await self._forget(content_id)
+
+    async def _delete_file(self, content_id: str, holding: Holding, primary: str) -> None:
+        file = holding.files[primary]
+        self._files.forget(file.path)
+        await trio.to_thread.run_sync(self._storages[primary].purge, file)
+        await self._forget_published(content_id, holding, primary)
+
+    async def _forget(self, content_id: str) -> None:
+        """What is partial, and the references."""
+        for storage in self._storages.values():
+            await trio.to_thread.run_sync(storage.discard, content_id)
+            await trio.to_thread.run_sync(
+                self._with.ledger.forget_reference,
+                content_id,
+                storage.name,
+                limiter=self._with.ledger_limiter,
+            )
+
+    # -- copies ----------------------------------------------------------------------------
+
+    async def copy(self, order: Order, primary: str) -> PublishedFile:
+        """Publish a content that is published already on *primary* as well.
+
+        However many ask, it is copied once, and goes on when they leave. Raises why it
+        failed; :class:`errors.NotHereYetError` when it is published nowhere.
+        """
+        holding = self._holding(order.content_id)
+        if primary not in self._storages:
+            raise errors.InvalidValueError(
+                f"{primary!r} is no primary storage; the settings have {', '.join(self._storages)}"
+            )
+        while primary not in holding.files:
+            if holding.published is None or holding.is_going or self._nursery is None:
+                raise errors.NotHereYetError(f"{order.published_name} has to be fetched first")
+            running = holding.copying.get(primary)
+            if running is None:
+                running = holding.copying[primary] = Copying()
+                self._nursery.start_soon(self._own_copy, holding, order, primary, running)
+            await running.ended.wait()
+            if running.error is not None:
+                raise running.error
+        return holding.files[primary]
+
+    async def _own_copy(
+        self, holding: Holding, order: Order, primary: str, running: Copying
+    ) -> None:
+        source = holding.published
+        assert source is not None
+        running.error = errors.CancelledFetchError("the daemon is ending")
+        try:
+            storage = self._storages[primary]
+            file = await copy_content(order, source, storage, self._with)
+            content_id = order.content_id
+            await self._write_down(storage, content_id, SpoolState.PUBLISHED, file.size, file)
+            holding.put(primary, file)
+            await self._discard_leftovers(storage, content_id)
+            running.error = None
+        except errors.DdfsError as error:
+            running.error = error
+            log.error("%s: not copied to %s: %s", order.published_name, primary, error)
+        finally:
+            del holding.copying[primary]
+            running.ended.set()
+            self._on_change(order.content_id)
 
     # -- the life of a fetch ---------------------------------------------------------------
 
-    async def _own(self, holding: _Holding, fetch: Fetch) -> None:
+    async def _own(self, holding: Holding, fetch: Fetch) -> None:
         """Run one fetch to its end and write down how it ended."""
-        content_id = fetch.order.content_id
+        content_id, home = fetch.order.content_id, holding.home
         error: errors.DdfsError | None = errors.CancelledFetchError("the daemon is ending")
         try:
-            await self._write_down(content_id, SpoolState.FETCHING, holding.bytes_here)
+            await self._write_down(home, content_id, SpoolState.FETCHING, holding.bytes_here)
             published = await fetch.run()
-            await self._write_down(content_id, SpoolState.PUBLISHED, published.size, published)
-            holding.published = published
+            await self._write_down(
+                home, content_id, SpoolState.PUBLISHED, published.size, published
+            )
+            holding.put(home.name, published)
             self.note_use(content_id)
             error = None
         except errors.DdfsError as failure:
@@ -370,7 +403,7 @@ class Spool:
                 scope.shield = True
                 await fetch.close()
                 if error is None:
-                    await self._discard_leftovers(content_id)
+                    await self._discard_leftovers(home, content_id)
         if error is not None:
             await self._after_failure(holding, fetch, error)
 
@@ -383,10 +416,10 @@ class Spool:
             log.exception("a bug in explaining why a fetch failed")
             return error
 
-    def _conclude(self, holding: _Holding, fetch: Fetch, error: errors.DdfsError | None) -> None:
+    def _conclude(self, holding: Holding, fetch: Fetch, error: errors.DdfsError | None) -> None:
         statistics = fetch.statistics()
         if statistics is not None:
-            holding.mirrors = tuple(_at_rest(mirror) for mirror in statistics.mirrors)
+            holding.mirrors = tuple(at_rest(mirror) for mirror in statistics.mirrors)
             holding.bytes_here = statistics.bytes_verified
         holding.fetch = None
         holding.last_error = None
@@ -399,15 +432,15 @@ class Spool:
         fetch.finish(error)
         self._on_change(fetch.order.content_id)
 
-    async def _after_failure(
-        self, holding: _Holding, fetch: Fetch, error: errors.DdfsError
-    ) -> None:
+    async def _after_failure(self, holding: Holding, fetch: Fetch, error: errors.DdfsError) -> None:
         """Note the failure, rest, and try again unless a demand did so meanwhile."""
         name, content_id = fetch.order.published_name, fetch.order.content_id
         cancelled = isinstance(error, errors.CancelledFetchError)
         state = SpoolState.ABSENT if cancelled else SpoolState.FAILED
         try:
-            await self._write_down(content_id, state, holding.bytes_here, error=holding.last_error)
+            await self._write_down(
+                holding.home, content_id, state, holding.bytes_here, error=holding.last_error
+            )
         except errors.DdfsError as failure:
             log.error("%s: its failure cannot be written down: %s", name, failure)
         if cancelled:
@@ -423,6 +456,7 @@ class Spool:
 
     async def _write_down(
         self,
+        storage: Storage,
         content_id: str,
         state: SpoolState,
         bytes_here: int,
@@ -430,51 +464,23 @@ class Spool:
         error: str | None = None,
     ) -> None:
         reference = SpoolReference(
-            content_id, self._with.storage.name, state, bytes_here, time.time(), published, error
+            content_id, storage.name, state, bytes_here, time.time(), published, error
         )
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(
                 self._with.ledger.record_reference, reference, limiter=self._with.ledger_limiter
             )
 
-    async def _discard_leftovers(self, content_id: str) -> None:
+    async def _discard_leftovers(self, storage: Storage, content_id: str) -> None:
         """The journal and the like; a failure costs a few bytes, not the template."""
         try:
-            await trio.to_thread.run_sync(self._with.storage.discard, content_id)
+            await trio.to_thread.run_sync(storage.discard, content_id)
         except errors.DdfsError as error:
             log.warning("%s", error)
 
-    async def _forget_published(self, content_id: str, holding: _Holding) -> None:
-        holding.published = None
-        holding.bytes_here = 0
+    async def _forget_published(self, content_id: str, holding: Holding, primary: str) -> None:
+        holding.files.pop(primary, None)
+        if not holding.files:
+            holding.bytes_here = 0
         self._on_change(content_id)
-        await self._write_down(content_id, SpoolState.ABSENT, 0)
-
-
-def _at_rest(mirror: MirrorStatistics) -> MirrorStatistics:
-    """A mirror when its fetch is over: nobody is busy any more."""
-    state = "idle" if mirror.state == "busy" else mirror.state
-    return replace(mirror, state=state, bytes_per_second=0.0)
-
-
-def _restored(reference: SpoolReference) -> _Holding:
-    holding = _Holding()
-    holding.published = reference.published
-    holding.bytes_here = reference.bytes_here
-    holding.was_fetching = reference.state is SpoolState.FETCHING
-    holding.last_error = reference.last_error
-    return holding
-
-
-def _state(holding: _Holding) -> SpoolState:
-    if holding.published is not None:
-        return SpoolState.PUBLISHED
-    if holding.fetch is not None:
-        return SpoolState.FETCHING
-    return SpoolState.FAILED if holding.last_error is not None else SpoolState.ABSENT
-
-
-def _bytes_here(holding: _Holding, statistics: TransferStatistics | None) -> int:
-    if holding.published is not None:
-        return holding.published.size
-    return statistics.bytes_verified if statistics else holding.bytes_here
+        await self._write_down(self._storages[primary], content_id, SpoolState.ABSENT, 0)

@@ -31,8 +31,9 @@ from ddfs.model import (
 )
 from ddfs.names import validate_template_name
 from ddfs.spool.fetching import Order
+from ddfs.spool.holding import HoldingStatus
 from ddfs.spool.rest import Demand
-from ddfs.spool.spool import HoldingStatus, Spool
+from ddfs.spool.spool import Spool
 from ddfs.templates.index import Index
 from ddfs.templates.ports import Catalogue, HeadInspector, Heads
 from ddfs.templates.recorder import RecordedInquiries, RecordedInquiry, Recorder
@@ -179,7 +180,10 @@ class Templates:
         published = self.published(template)
         if published is not None:
             return published.path
-        return None if template.size_is_known else self._spool.place_of(template.published_name)
+        return None if template.size_is_known else self._place_of(template)
+
+    def _place_of(self, template: Template) -> str:
+        return self._spool.place_of(template.published_name, template.primary)
 
     def note_unpacked(self, content_id: str) -> None:
         """Learn the size of what was published, where it was not known before."""
@@ -349,9 +353,28 @@ class Templates:
 
     # -- bytes -----------------------------------------------------------------------------
 
-    def demand(self, template: Template, demand: Demand, seeds: Sequence[Path] = ()) -> None:
-        """Start its fetch, unless it is here, on its way, or rests. Never raises."""
-        self._spool.demand(order_for(template), demand, seeds)
+    def demand(
+        self,
+        template: Template,
+        demand: Demand,
+        seeds: Sequence[Path] = (),
+        primary: str | None = None,
+    ) -> None:
+        """Start its fetch, unless it is here, on its way, or rests. Never raises.
+
+        *primary* is where to, if not to its own primary storage.
+        """
+        order = order_for(template)
+        self._spool.demand(replace(order, primary=primary or order.primary), demand, seeds)
+
+    @property
+    def primaries(self) -> tuple[str, ...]:
+        """The primary storages, the preferred one first."""
+        return self._spool.primaries
+
+    async def copy(self, template: Template, primary: str) -> None:
+        """Have what is published somewhere on *primary* as well; raises why it is not."""
+        await self._spool.copy(order_for(template), primary)
 
     def cancel(self, template: Template) -> bool:
         """End its fetch, if one runs."""
@@ -390,6 +413,7 @@ def order_for(template: Template) -> Order:
         format=template.format,
         head_is_verified=template.head_is_verified,
         is_readable_early=template.is_readable_early,
+        primary=template.primary,
     )
 
 

@@ -22,7 +22,7 @@ from ddfs.control.action_messages import (
     GateFileReport,
     GateReport,
 )
-from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, StoredStatus
+from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, Place, StoredStatus
 from ddfs.control.messages import (
     AddTemplate,
     ChangeLimits,
@@ -74,6 +74,10 @@ class FakeKeeping:
         file = StoredStatus("sha-256:ab", "default", "/p/a@1.img", 1000, ("a",), 5.0, None)
         kept = dataclasses.replace(file, path="/p/b@2.img", kept_because="used by domain vm")
         return CollectionStatus(request.dry_run, 1000, (file,), (kept,))
+
+    async def place(self, request: Place) -> None:
+        for name in request.names:
+            self._service.template(name)
 
     async def pin(self, request: Pin) -> None:
         for name in request.names:

@@ -15,8 +15,8 @@ from ddfs.control.host import Host, HostFigures
 from ddfs.control.keeping import HostKeeping
 from ddfs.declaration import Declaration
 from ddfs.model import ImageFormat, SpoolState, Template
+from ddfs.spool.holding import HoldingStatus
 from ddfs.spool.rest import Demand
-from ddfs.spool.spool import HoldingStatus
 from tests.control.fake import FakeService, RunningDaemon, running
 
 
@@ -90,7 +90,7 @@ def templates() -> TwoTemplates:
 def host(templates: TwoTemplates, tmp_path: Path) -> Host:
     mount = tmp_path / "mount"
     mount.mkdir()
-    figures = HostFigures(mount, mount / "templates", "default", tmp_path, lambda: (0, 0))
+    figures = HostFigures(mount, mount / "templates", ())
     nobody: Any = None
     parts: Any = templates
     return Host(parts, nobody, nobody, nobody, nobody, figures, nobody, nobody, Unpinned())

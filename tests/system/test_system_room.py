@@ -219,3 +219,37 @@ class _Life:
     def end(self) -> None:
         for machine in list(self.machines):
             self.delete(machine)
+
+
+def test_two_primary_storages_cost_one_fetch(
+    directory: Path, fast_site: Site, libvirtd: Libvirtd
+) -> None:
+    with Host(directory / "host") as host:
+        fast = host.directory / "fast"
+        fast.mkdir()
+        host.settings.write_text(f'{host.settings.read_text()}[primary.fast]\npath = "{fast}"\n')
+        host.serve()
+        first, second = images_of(fast_site, "two", 2)
+        host.ddfs("template", "add", "first", first.source, "--primary", "fast")
+        before = first.bytes_sent()
+        host.ddfs("prefetch", "first")
+        assert host.published("first").parent == fast
+        sent = first.bytes_sent() - before
+        host.ddfs("prefetch", "first", "--primary", "default")
+        assert first.bytes_sent() - before == sent
+        assert host.template("first")["primaries"] == ["default", "fast"]
+        assert host.published("first").parent == host.images
+        add(host, second)
+        host.ddfs("prefetch", "two1", "--primary", "fast")
+        assert host.published("two1").parent == fast
+        wrong = host.ddfs("prefetch", "two1", "--primary", "nowhere", check=False)
+        assert wrong.returncode == 2
+        assert "the settings have default, fast" in wrong.stderr
+        gone = collect(host, "--unused-for", "0s")
+        assert sorted(stored["primary"] for stored in gone["removed"]) == [
+            "default",
+            "fast",
+            "fast",
+        ]
+        rooms = {room["name"]: room for room in host.api_json("GET", "/v1/status")["primary"]}
+        assert rooms["default"]["bytes_held"] == rooms["fast"]["bytes_held"] == 0

@@ -1,0 +1,167 @@
+"""A published content onto another primary storage of this host, without any mirror.
+
+By reflink where both are on one file system that can (FICLONE, ioctl_ficlonerange(2)), else
+by copying what is data and leaving holes holes. Never by a hard link: two storages' files
+would be one inode, and deleting, protecting and labelling one would be doing it to the other.
+The copy is hashed before it gets its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ddfs import errors
+from ddfs.model import Manifest, MiB, PublishedFile
+from ddfs.spool.fetching import Order, Surroundings
+from ddfs.spool.partial import storage_errors
+from ddfs.spool.ports import Storage
+from ddfs.spool.room import reserve
+from ddfs.spool.verify import holds_all_digests
+
+# <linux/fs.h>: _IOW(0x94, 9, int)
+_FICLONE: Final = 0x40049409
+_NO_REFLINK: Final = {
+    errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM,
+    errno.EBADF,
+}  # fmt: skip
+
+# A cancelled copy ends within one of these.
+_STEP: Final = 8 * MiB
+
+# One copy saturates a disk.
+_limiter = trio.CapacityLimiter(1)
+
+
+async def copy_content(
+    order: Order, source: PublishedFile, target: Storage, around: Surroundings
+) -> PublishedFile:
+    """Publish on *target* what stands as *source* on another storage.
+
+    Raises :class:`errors.StorageFullError`, :class:`errors.NameTakenError`, and
+    :class:`errors.ChecksumError` for a source that is not what was published; then, or
+    cancelled, nothing of the copy stays. The caller writes the reference down.
+    """
+    content_id = order.content_id
+    manifest = await trio.to_thread.run_sync(
+        around.ledger.manifest, content_id, limiter=around.ledger_limiter
+    )
+    known = await trio.to_thread.run_sync(target.identify, target.path / order.published_name)
+    if known is not None:
+        return await _adopt(order, manifest, target)
+    await reserve(target, content_id, source.size, around.make_room)
+    path = target.partial_path(content_id)
+    scope = trio.CancelScope()
+    try:
+        with scope:
+            await trio.to_thread.run_sync(
+                copy_file, Path(source.path), path, _check_cancelled, limiter=_limiter
+            )
+            await _verify(path, manifest)
+            return await trio.to_thread.run_sync(target.publish, path, order.published_name)
+        raise errors.CancelledFetchError("the copy was cancelled")
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(target.discard, content_id)
+        raise
+    finally:
+        target.release(content_id)
+
+
+def _check_cancelled() -> None:
+    trio.from_thread.check_cancelled()
+
+
+async def _adopt(order: Order, manifest: Manifest, target: Storage) -> PublishedFile:
+    path = target.path / order.published_name
+    if not await trio.to_thread.run_sync(holds_all_digests, path, manifest.published):
+        raise errors.NameTakenError(
+            f"{path}: a file with other bytes has this name; it is not touched. "
+            "Move it away, then try again"
+        )
+    return await trio.to_thread.run_sync(target.adopt, order.published_name)
+
+
+async def _verify(path: Path, manifest: Manifest) -> None:
+    holds = partial(holds_all_digests, path, manifest.published)
+    if not await trio.to_thread.run_sync(holds, limiter=_limiter):
+        raise errors.ChecksumError(
+            f"{manifest.name}: its file in primary storage is not what was published; "
+            "remove it with --purge, then fetch it again"
+        )
+
+
+def copy_file(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> bool:
+    """Make *target*, which is replaced, a copy of *source*; whether it shares its blocks.
+
+    *check* is called often and may raise to end it. Raises
+    :class:`errors.StorageFullError` and :class:`errors.StorageError`.
+    """
+    with storage_errors(target):
+        out = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with storage_errors(source):
+            into = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with storage_errors(target):
+                return _reflink(into, out) or _copy_data(into, out, check)
+        finally:
+            os.close(into)
+    finally:
+        os.close(out)
+
+
+def _reflink(into: int, out: int) -> bool:
+    try:
+        fcntl.ioctl(out, _FICLONE, into)
+    except OSError as error:
+        if error.errno not in _NO_REFLINK:
+            raise
+        return False
+    return True
+
+
+def _copy_data(into: int, out: int, check: Callable[[], None]) -> bool:
+    size = os.fstat(into).st_size
+    os.ftruncate(out, size)
+    for start, end in _data(into, size):
+        offset = start
+        while offset < end:
+            check()
+            offset += _copy_some(into, out, offset, min(_STEP, end - offset))
+    return False
+
+
+def _copy_some(into: int, out: int, offset: int, length: int) -> int:
+    """Some bytes at *offset*, at least one; the kernel copies them where it can."""
+    try:
+        done = os.copy_file_range(into, out, length, offset, offset)
+    except OSError as error:
+        if error.errno not in _NO_REFLINK:
+            raise
+        done = os.pwrite(out, os.pread(into, min(length, MiB), offset), offset)
+    if done == 0:
+        raise OSError(errno.EIO, "the file became shorter while it was copied")
+    return done
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The ranges that are no holes (lseek(2), SEEK_DATA); all of it where nobody knows."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            start, end = offset, size
+        yield start, end
+        offset = end

@@ -1,0 +1,218 @@
+"""A content on several primary storages: fetched once, copied, and still verified."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import trio
+from test_spool_spool import CONTENT, Heads, Inspector, manifest_of, order_of, unlock
+
+from ddfs import errors
+from ddfs.fetch.transport import Transport
+from ddfs.model import Manifest, MiB, SpoolReference, SpoolState
+from ddfs.primary.directory import DirectoryStorage
+from ddfs.spool.copying import copy_file
+from ddfs.spool.fetching import Order, Surroundings
+from ddfs.spool.rest import Demand
+from ddfs.spool.spool import Spool
+from tests.mirrorlab.mirrorlab import MirrorLab
+
+
+@dataclass
+class MemoryLedger:
+    """A catalogue that knows storages apart."""
+
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    written: dict[tuple[str, str], SpoolReference] = field(default_factory=dict)
+
+    def manifest(self, content_id: str) -> Manifest:
+        return self.manifests[content_id]
+
+    def references(self) -> list[SpoolReference]:
+        return list(self.written.values())
+
+    def record_reference(self, reference: SpoolReference) -> None:
+        self.written[reference.content_id, reference.primary] = reference
+
+    def forget_reference(self, content_id: str, primary: str) -> None:
+        self.written.pop((content_id, primary), None)
+
+    def record_unpacked(self, content_id: str, size: int, sha256: str) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class World:
+    spool: Spool
+    storages: dict[str, DirectoryStorage]
+    ledger: MemoryLedger
+    changes: list[str]
+
+    def knows(self, manifest: Manifest, primary: str | None = None) -> Order:
+        self.ledger.manifests[manifest.content_id] = manifest
+        return replace(order_of(manifest), primary=primary)
+
+
+@asynccontextmanager
+async def world(
+    directory: Path, ledger: MemoryLedger | None = None, small_quota: int | None = None
+) -> AsyncIterator[World]:
+    ledger, changes = ledger or MemoryLedger(), []
+    storages = {}
+    for name in ("slow", "fast"):
+        (directory / name).mkdir(exist_ok=True)
+        quota = None if name == "slow" or small_quota is None else lambda _: small_quota
+        storages[name] = DirectoryStorage(name, directory / name, quota=quota)
+        storages[name].prepare()
+    try:
+        async with Transport() as transport, trio.open_nursery() as nursery:
+            around = Surroundings(
+                storages["slow"], ledger, Inspector(), Heads(), transport, None,
+                trio.CapacityLimiter(1),
+            )  # fmt: skip
+            spool = Spool(around, on_change=changes.append, others=[storages["fast"]])
+            await nursery.start(spool.run)
+            yield World(spool, storages, ledger, changes)
+            nursery.cancel_scope.cancel()
+    finally:
+        for storage in storages.values():
+            storage.close()
+            for path in storage.path.iterdir():
+                unlock(path)
+
+
+async def fetched(host: World, order: Order) -> None:
+    host.spool.demand(order, Demand.HAND)
+    with trio.fail_after(30):
+        await host.spool.wait_published(order)
+
+
+async def test_copying_asks_no_mirror_again_and_prefers_the_first(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        url = lab.mirror(CONTENT)
+        order = host.knows(manifest_of(CONTENT, [url]), "fast")
+        await fetched(host, order)
+        holding = host.spool.holding(order.content_id)
+        assert holding.primaries == ("fast",)
+        requests = lab[url].requests
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(host.spool.copy, order, "slow")
+        assert lab[url].requests == requests
+        holding = host.spool.holding(order.content_id)
+        assert holding.primaries == ("slow", "fast")
+        assert holding.published is not None
+        assert holding.published.path == str(tmp_path / "slow" / order.published_name)
+        files = [tmp_path / name / order.published_name for name in ("slow", "fast")]
+        assert [file.read_bytes() for file in files] == [CONTENT, CONTENT]
+        assert [file.stat().st_mode & 0o777 for file in files] == [0o444, 0o444]
+        assert files[0].stat().st_ino != files[1].stat().st_ino
+        assert {key: r.state for key, r in host.ledger.written.items()} == {
+            (order.content_id, name): SpoolState.PUBLISHED for name in ("slow", "fast")
+        }
+        for storage in host.storages.values():
+            assert os.listdir(storage.partial_dir) == ["lock"]
+
+
+async def test_copies_are_there_after_a_restart_and_stand_in_for_each_other(
+    tmp_path: Path,
+) -> None:
+    ledger = MemoryLedger()
+    async with MirrorLab() as lab:
+        manifest = manifest_of(CONTENT, [lab.mirror(CONTENT)])
+        async with world(tmp_path, ledger) as host:
+            order = host.knows(manifest)
+            await fetched(host, order)
+            await host.spool.copy(order, "fast")
+        async with world(tmp_path, ledger) as host:
+            assert host.spool.holding(order.content_id).primaries == ("slow", "fast")
+            for storage in ("slow", "fast"):
+                file = tmp_path / storage / order.published_name
+                unlock(file)
+            (tmp_path / "slow" / order.published_name).unlink()
+            found = await host.spool.confirm_published(order.content_id)
+            assert found is not None
+            assert found.path == str(tmp_path / "fast" / order.published_name)
+            assert host.spool.holding(order.content_id).primaries == ("fast",)
+
+
+async def test_one_copy_is_evicted_and_the_other_stays(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT)]))
+        await fetched(host, order)
+        await host.spool.copy(order, "fast")
+        content_id = order.content_id
+        uses = host.spool.uses(content_id)
+        assert sorted(primary for _, primary, _ in host.spool.stored()) == ["fast", "slow"]
+        assert not await host.spool.evict(content_id, "slow", uses - 1)
+        assert not await host.spool.evict(content_id, "nowhere", uses)
+        assert await host.spool.evict(content_id, "slow", uses)
+        assert host.spool.holding(content_id).primaries == ("fast",)
+        assert os.listdir(tmp_path / "slow") == []
+        assert await host.spool.evict(content_id, "fast", uses)
+        assert host.spool.holding(content_id).state is SpoolState.ABSENT
+        assert host.ledger.written == {}
+        # Who wants it has it fetched again.
+        await fetched(host, order)
+
+
+async def test_purging_deletes_all_copies(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT)]))
+        await fetched(host, order)
+        await host.spool.copy(order, "fast")
+        await host.spool.purge(order.content_id)
+        assert [os.listdir(tmp_path / name) for name in ("slow", "fast")] == [[], []]
+        assert host.ledger.written == {}
+
+
+async def test_a_damaged_source_is_not_copied(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT)]))
+        await fetched(host, order)
+        file = tmp_path / "slow" / order.published_name
+        unlock(file)
+        file.chmod(0o600)
+        with file.open("r+b") as damaged:
+            damaged.seek(MiB)
+            damaged.write(b"damage")
+        with pytest.raises(errors.ChecksumError, match="is not what was published"):
+            await host.spool.copy(order, "fast")
+        assert os.listdir(tmp_path / "fast") == []
+        assert os.listdir(host.storages["fast"].partial_dir) == ["lock"]
+
+
+async def test_copying_where_it_cannot_be(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path, small_quota=MiB) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT)]))
+        with pytest.raises(errors.NotHereYetError, match="fetched first"):
+            await host.spool.copy(order, "fast")
+        await fetched(host, order)
+        with pytest.raises(errors.InvalidValueError, match="the settings have slow, fast"):
+            await host.spool.copy(order, "nowhere")
+        with pytest.raises(errors.StorageFullError, match="quota"):
+            await host.spool.copy(order, "fast")
+        (tmp_path / "fast" / order.published_name).write_bytes(b"somebody else's")
+        with pytest.raises(errors.NameTakenError, match="not touched"):
+            await host.spool.copy(order, "fast")
+
+
+def test_a_copy_keeps_its_holes(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    with source.open("wb") as file:
+        file.write(b"a" * MiB)
+        file.seek(64 * MiB)
+        file.write(b"b" * MiB)
+        file.truncate(128 * MiB)
+    copy_file(source, target)
+    assert target.stat().st_size == 128 * MiB
+    assert target.stat().st_blocks * 512 <= 4 * MiB
+    assert target.read_bytes() == source.read_bytes()
+    empty = tmp_path / "empty"
+    empty.touch()
+    copy_file(empty, target)
+    assert target.stat().st_size == 0
