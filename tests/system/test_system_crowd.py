@@ -26,7 +26,7 @@ def virsh(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_one_window_and_one_fetch_for_each_template(directory: Path, libvirtd: Libvirtd) -> None:
     with (
-        site(directory / "site", [MIB]) as shop,
+        site(directory / "site", [MIB // 4]) as shop,
         Host(directory / "host", gate_wait=WAIT_SECONDS) as host,
     ):
         host.serve()
