@@ -16,7 +16,7 @@ from lab.site import MIB, site
 
 DOMAINS = 30
 TEMPLATES = 5
-WAIT_SECONDS = 3.0
+WAIT_SECONDS = 2.0
 
 
 def virsh(*words: str) -> subprocess.CompletedProcess[str]:
@@ -26,18 +26,18 @@ def virsh(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_one_window_and_one_fetch_for_each_template(directory: Path, libvirtd: Libvirtd) -> None:
     with (
-        site(directory / "site", [MIB // 4]) as shop,
+        site(directory / "site", [MIB]) as shop,
         Host(directory / "host", gate_wait=WAIT_SECONDS) as host,
     ):
         host.serve()
         libvirtd.install_hook(host.hook())
-        images = [shop.publish(f"t{n}", size=8 * MIB, seed=n) for n in range(TEMPLATES)]
+        images = [shop.publish(f"t{n}", size=16 * MIB, seed=n) for n in range(TEMPLATES)]
         for number, image in enumerate(images):
             host.ddfs("template", "add", f"t{number}", image.source)
         names = [f"vm{number}" for number in range(DOMAINS)]
         for number, name in enumerate(names):
             template = host.templates / f"t{number % TEMPLATES}.qcow2"
-            top = make_overlay(host.vms / f"{name}.qcow2", template, virtual_size=8 * MIB)
+            top = make_overlay(host.vms / f"{name}.qcow2", template, virtual_size=16 * MIB)
             libvirtd.define(Domain(name, (Disk(top),), memory_mib=16), host.vms)
         registered = [image.bytes_sent() for image in images]
         with ThreadPoolExecutor(DOMAINS) as pool:
@@ -51,7 +51,7 @@ def test_one_window_and_one_fetch_for_each_template(directory: Path, libvirtd: L
                 time.sleep(0.1)
             took = time.monotonic() - began
         refused = [start.result() for start in starts if start.result().returncode != 0]
-        # The fetches take longer than the window: two seconds' worth of each 8 MiB are here.
+        # The fetches take longer than the window.
         assert len(refused) == DOMAINS
         for result in refused:
             assert "% here" in result.stderr
@@ -61,7 +61,7 @@ def test_one_window_and_one_fetch_for_each_template(directory: Path, libvirtd: L
         host.ddfs("prefetch", *(f"t{number}" for number in range(TEMPLATES)))
         wait_until(lambda: all(image.requests() for image in images), "the mirror's log")
         for image, before in zip(images, registered, strict=True):
-            # Each byte once, and what had to be looked at again of a piece.
-            assert image.bytes_sent() - before <= 1.2 * image.size
+            # A second fetch would be twice its size; slow segments are asked for again.
+            assert image.bytes_sent() - before < 1.5 * image.size
         results = Counter(virsh("start", name).returncode for name in names[:TEMPLATES])
         assert results == {0: TEMPLATES}
