@@ -10,7 +10,6 @@ import os
 import re
 import ssl
 import stat
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,6 +116,8 @@ def add(directory: Path, source: Path, name: str | None, now: float) -> AddedFil
             f"{name[:120]!r} cannot be a name: use letters, digits and ._+-; give one with --name"
         )
     pem = usable_certificates(source, now)
+    import tempfile  # a few milliseconds that every fetch would have to wait for
+
     target = directory / f"{name}{_SUFFIX}"
     if target.exists() and read_bundle(target) != pem:
         raise errors.InvalidValueError(

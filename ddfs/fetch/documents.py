@@ -257,8 +257,8 @@ class Documents:
         """
         import httpx  # a tenth of a second, spent when the first document is read
 
-        is_proxied = uses_proxy(address)
-        needs_tls = address.scheme == "https" or is_proxied
+        proxy = proxy_of(address)
+        needs_tls = address.scheme == "https" or proxy is not None
         # Each request has a connection of its own: what a server sends beyond one answer
         # would be taken for the next. So it has a client of its own, too, which keeps no
         # cookie, and takes 0.1 ms.
@@ -266,10 +266,13 @@ class Documents:
             verify=await self._trust.context(terms.grants, address) if needs_tls else False,
             timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
             follow_redirects=False,
+            # It is decided once, here: what goes to no proxy is checked.
+            trust_env=False,
+            proxy=proxy,
         ) as client:
             sent = _headers_of(terms.grants.to(address), headers)
             response = None
-            if terms.named_from is not None and not is_proxied:
+            if terms.named_from is not None and proxy is None:
                 response = await self._send_checked(client, method, address, sent, terms)
             else:
                 request = client.build_request(method, address.url, headers=sent)
@@ -353,16 +356,22 @@ async def body_of(
 
 def uses_proxy(address: Address) -> bool:
     """Whether the environment sends requests to *address* through a proxy."""
+    return proxy_of(address) is not None
+
+
+def proxy_of(address: Address) -> str | None:
+    """The proxy that the environment names for *address*, which then connects to it."""
     names = ("http_proxy", "https_proxy", "all_proxy")
     if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in names):
-        return False
+        return None
     # Slow to import and only for those who have a proxy.
     from urllib.request import getproxies_environment, proxy_bypass
 
     proxies = getproxies_environment()
-    if not (proxies.get(address.scheme) or proxies.get("all")):
-        return False
-    return not proxy_bypass(f"{address.host}:{address.port}")
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(f"{address.host}:{address.port}"):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def _headers_of(address: Address, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from ddfs import errors, source
-from ddfs.declaration import Declaration
+from ddfs.declaration import Access, Declaration
 from ddfs.model import (
     MAX_SIZE,
     ByteRange,
@@ -208,8 +208,9 @@ class Templates:
     async def add(self, registration: Registration) -> Template:
         """Resolve a source, look at the head of its image, and write both down.
 
-        The same name with the same content is the template that is there; with other
-        content it is :class:`errors.TemplateExistsError`: see
+        The same name with the same content is the template that is there, reached from now
+        on as this registration says; with other content it is
+        :class:`errors.TemplateExistsError`: see
         :meth:`ddfs.templates.versions.Versions.update`. Nothing is kept of a source that
         fails or is refused.
         """
@@ -218,8 +219,18 @@ class Templates:
             resolved = await self.resolve(registration.declaration)
             versions = self.versions(name)
             if versions:
-                return _same_content(versions, resolved.manifest, registration)
+                existing = _same_content(versions, resolved.manifest, registration)
+                return await self._reach(existing, registration.declaration)
             return await self.register(registration, resolved)
+
+    async def _reach(self, existing: Template, asked: Declaration) -> Template:
+        """Use the access of *asked* from now on, if it has any and is for the same source: the
+        way in which a login is changed.
+        """
+        known = self.declaration(existing)
+        if known.source != asked.source or asked.access in (known.access, Access()):
+            return existing
+        return await self.declare(existing, replace(known, access=asked.access))
 
     async def resolve(self, declaration: Declaration) -> Resolved:
         """What a source is now, and what its servers said of the documents that decide."""

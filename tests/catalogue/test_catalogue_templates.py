@@ -16,6 +16,7 @@ from ddfs.model import (
     ImageFormat,
     Manifest,
     MiB,
+    Mirror,
     Packing,
     PackingKind,
     PublishedFile,
@@ -292,3 +293,20 @@ def test_an_unverified_content_is_pinned_once_and_for_ever(catalogue):
     add(catalogue, "b", described)
     assert catalogue.manifest(name).digests == (one,)
     catalogue.pin("unverified:gone", one)
+
+
+def test_catalogue_who_named_a_mirror_is_kept_and_the_nearest_counts(catalogue):
+    def named(**by: str | None) -> Manifest:
+        mirrors = tuple(Mirror(f"https://{host}/x", named_from=who) for host, who in by.items())
+        return replace(manifest(), mirrors=mirrors)
+
+    def known() -> dict[str, str | None]:
+        found = catalogue.manifest(manifest().content_id).mirrors
+        return {mirror.url[8]: mirror.named_from for mirror in found}
+
+    add(catalogue, "one", named(a=None, b="", c="10.0.0.0/8"))
+    assert known() == {"a": None, "b": "", "c": "10.0.0.0/8"}
+    catalogue.merge_mirrors(manifest().content_id, named(a="", b="10.0.0.0/8", c="127.0.0.0/8"))
+    assert known() == {"a": None, "b": "10.0.0.0/8", "c": "10.0.0.0/8"}
+    catalogue.merge_mirrors(manifest().content_id, named(b="", c=None))
+    assert known() == {"a": None, "b": "10.0.0.0/8", "c": None}

@@ -134,6 +134,9 @@ def test_templates_behind_logins(host: Host, servers: Servers) -> None:
     refused = host.ddfs("template", "add", "no", servers.url("login"), *trust, check=False)
     assert refused.returncode == 3
     assert "401" in refused.stderr
+    # A login is changed by saying it again.
+    add("keyed", servers.url("keyed"), "--header", f"X-Key: {SECRET}", *trust[:2])
+    token.unlink()
     # What is written down is enough after a restart; each name for its own origin.
     host.stop()
     host.serve()
