@@ -134,6 +134,8 @@ async def _serve_on(
             on_use=records.note_use,
             others=others,
         )
+        # A source there would wait for itself, or be what a fetch is writing.
+        transport.elsewhere.forbidden = (settings.mountpoint, storage.partial_dir)
         await fetching.start(spool.run)
         templates, versions = _templates(
             settings, catalogue, spool, heads, transport, changes, ledger_limiter

@@ -90,7 +90,7 @@ def add(
 ) -> None:
     """Register a template. It appears in the pool at once; it is fetched when it is used.
 
-    SOURCE is an address, or the path of a metalink that the daemon can read.
+    SOURCE is an address (http, https, nfs), or a path of this host that the daemon can read.
     """
     validate_template_name(name)
     request = AddTemplate(

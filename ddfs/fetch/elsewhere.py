@@ -19,6 +19,7 @@ import trio
 
 from ddfs import errors
 from ddfs.declaration import Declaration
+from ddfs.fetch.documents import Answer, Look
 from ddfs.fetch.local import ElsewhereError, LocalFile
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.segment import BUFFER_BYTES, Segment, storage_error
@@ -71,6 +72,7 @@ class _File(Protocol):
     """An open file; blocking, for one thread. Its methods raise :class:`ElsewhereError`."""
 
     size: int
+    tag: str
     is_paced: bool
 
     def read_into(self, position: int, view: memoryview, stop: Callable[[], bool]) -> int: ...
@@ -117,6 +119,15 @@ class Elsewhere:
     async def size_of(self, url: str) -> int:
         """The size in bytes. Raises :class:`errors.MirrorError`."""
         return await self._small(url, lambda file, _: file.size)
+
+    async def look_at(self, url: str) -> Look:
+        """Its size, and when it was written to as a tag that changes with it."""
+
+        def look(file: _File, _stop: Callable[[], bool]) -> Look:
+            tag = {"etag": f'"{file.tag}"'}
+            return Look(file.size, (Answer(url, 200, tag, is_whole=False),))
+
+        return await self._small(url, look)
 
     async def read_range(self, url: str, wanted: ByteRange, size: int | None) -> bytes:
         """Exactly those bytes, of a file of *size* if given; :class:`errors.MirrorError`."""

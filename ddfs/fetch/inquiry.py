@@ -61,7 +61,7 @@ class Inquiry:
     async def look_at(self, url: str) -> Look:
         """See :meth:`ddfs.fetch.transport.Transport.look_at`."""
         if self._is_elsewhere(url):
-            return Look(await self._elsewhere.size_of(url), ())
+            return await self._elsewhere.look_at(url)
         return await self._documents.look_at(url, self._terms(url))
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:

@@ -55,6 +55,7 @@ class LocalFile:
             os.close(self._fd)
             raise
         self.size = self._seen.st_size
+        self.tag = f"{self._seen.st_mtime_ns:x}-{self.size:x}"
         self._can_copy = True
 
     def close(self) -> None:

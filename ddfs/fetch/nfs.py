@@ -139,6 +139,8 @@ class NfsFile:
             mode, self.size, self._mtime = self._look(stop)
             if not stat.S_ISREG(mode):
                 raise ElsewhereError("is not a regular file")
+            seconds, nanoseconds = self._mtime
+            self.tag = f"{seconds:x}.{nanoseconds:x}-{self.size:x}"
         except BaseException:
             self._session.destroy()
             raise

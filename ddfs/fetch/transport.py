@@ -204,7 +204,7 @@ class Transport:
         Raises :class:`errors.MirrorError` where it is refused; a size that nobody says is None.
         """
         if self.elsewhere.has(url):
-            return Look(await self.elsewhere.size_of(url), ())
+            return await self.elsewhere.look_at(url)
         terms = PLAIN if grants is None else Terms(grants)
         return await self._documents.look_at(url, terms)
 

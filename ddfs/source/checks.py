@@ -14,6 +14,7 @@ from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.metalink import checksums, mirrors
 from ddfs.model import Digest
+from ddfs.source.location import USABLE_SCHEMES, joined
 from ddfs.source.ports import Documents
 
 # Where publishers put the signature of a document, beside it: Ubuntu, openSUSE, Debian, Arch.
@@ -127,7 +128,9 @@ def absolute(address: str, base: str) -> str:
         return unquote(parts.path)
     try:
         if scheme is not None:
-            return mirrors.to_uri(address)
+            return address.strip() if scheme == "nfs" else mirrors.to_uri(address)
+        if mirrors.scheme_of(base) == "nfs":
+            return joined(base, address)
         if mirrors.scheme_of(base) in mirrors.USABLE_SCHEMES:
             return mirrors.to_uri(address, base)
     except errors.InvalidValueError as error:
@@ -147,7 +150,7 @@ async def read(address: str, documents: Documents, max_bytes: int) -> tuple[byte
     Raises :class:`errors.MirrorError`, :class:`errors.RequestError` for a file that cannot
     be read, and :class:`errors.DocumentError` for more than *max_bytes*.
     """
-    if mirrors.scheme_of(address) in mirrors.USABLE_SCHEMES:
+    if mirrors.scheme_of(address) in USABLE_SCHEMES:
         found = await documents.read_document(address, max_bytes=max_bytes)
         return found.data, found.url
     data = await trio.to_thread.run_sync(_read_file, address, max_bytes, limiter=_READING)

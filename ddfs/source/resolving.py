@@ -17,6 +17,7 @@ from ddfs.metalink import mirrors, names
 from ddfs.model import Digest, Grid, Manifest, unverified_id
 from ddfs.source import checks, ordinary
 from ddfs.source import documents as reading
+from ddfs.source.location import located, uri_of
 from ddfs.source.packing import with_packing
 from ddfs.source.ports import Documents
 from ddfs.source.sizes import agreed_size
@@ -31,7 +32,7 @@ async def resolve(
 ) -> Manifest:
     """The manifest of what is declared: with a size, at least one mirror and one usable hash.
 
-    The source is an http(s) URL or a local path of a metalink, or the URL of an image. An
+    The source is the address or local path of a metalink or of an image. An
     image needs a checksum: the operator's, that of a checksum file, or what its server says
     (:mod:`ddfs.source.ordinary`); without any, only where the declaration says unverified,
     and then the manifest has no hash but an ``unverified_id``. Hashes from several places
@@ -42,14 +43,8 @@ async def resolve(
     :class:`errors.MirrorError` when it cannot be fetched, and
     :class:`errors.MirrorsExhaustedError` when no size can be had.
     """
-    address = declaration.source
     ring = checks.keyring_for(declaration, keyring)
-    scheme = mirrors.scheme_of(address)
-    if scheme is not None and scheme not in mirrors.USABLE_SCHEMES:
-        raise errors.RequestError(
-            f"{address}: {scheme} is not supported; give an http or https address, or the path "
-            "of a metalink on this host"
-        )
+    declaration = await located(declaration)
     manifest = await _metalink(declaration, documents, location, ring)
     if manifest is None:
         manifest = await _image(declaration, documents, location, ring)
@@ -84,10 +79,12 @@ async def _metalink(
     """What the metalink says that the source is; None for an image."""
     address, file = declaration.source, declaration.file
     found_at: str | None = None
+    if mirrors.scheme_of(address) == "file":
+        return None
     if mirrors.scheme_of(address) is None:
         data = await reading.read_local_metalink(address)
     else:
-        found = await reading.metalink_at(mirrors.to_uri(address), documents)
+        found = await reading.metalink_at(uri_of(address), documents)
         if found is None:
             return None
         data, found_at = found.data, found.url
@@ -108,7 +105,7 @@ async def _image(
     declaration: Declaration, documents: Documents, location: str | None, ring: str | None
 ) -> Manifest:
     """The image at an ordinary address."""
-    address, url = declaration.source, mirrors.to_uri(declaration.source)
+    address, url = declaration.source, uri_of(declaration.source)
     _refuse_what_says_nothing(declaration, ring)
     # First, since it may refuse the image without any request to its server.
     found = await checks.checksum_digests(declaration, urlsplit(url).path, documents, ring)

@@ -145,7 +145,8 @@ async def test_a_dead_address_is_the_mirrors_error():
     ("address", "reason"),
     [
         ("ftp://i.example/a.meta4", "ftp is not supported"),
-        ("file:///a.meta4", "file is not supported"),
+        ("file:///no/such/a.meta4", "No such file"),
+        ("file://other/a.meta4", "a file of this host"),
         ("http:///a.meta4", "it has no valid host name"),
         ("", "cannot be read"),
         ("/no/such/file.meta4", "No such file"),
@@ -168,11 +169,17 @@ async def test_a_local_metalink(tmp_path: Path):
     assert await resolve(str(unnamed), Web()) == manifest("a")
 
 
-async def test_a_local_image_is_refused(tmp_path: Path):
-    path = tmp_path / "a.qcow2"
+async def test_a_local_image_is_a_mirror_of_itself(tmp_path: Path):
+    path = tmp_path / "a b.qcow2"
     path.write_bytes(CONTENT)
-    with pytest.raises(errors.RequestError, match="images on this host cannot be a source"):
-        await resolve(str(path), Web(), checksum=SHA256)
+    web = Web()
+    web.files[path.as_uri()] = CONTENT
+    for address in (str(path), path.as_uri()):
+        manifest = await resolve(address, web, checksum=SHA256)
+        assert [mirror.url for mirror in manifest.mirrors] == [path.as_uri()]
+        assert (manifest.size, manifest.name) == (len(CONTENT), "a b.qcow2")
+        with pytest.raises(errors.RequestError, match="needs a hash"):
+            await resolve(address, web)
     os.mkfifo(tmp_path / "fifo.meta4")
     with pytest.raises(errors.RequestError, match="not a regular file"):
         await resolve(str(tmp_path / "fifo.meta4"), Web())

@@ -17,6 +17,8 @@ from lab.processes import wait_until
 from lab.readers import Readers
 from lab.site import Published, Site
 
+from tests.fetch.nfs_server import nfs_server, why_not
+
 MakeVm = Callable[[Host, str, Path], Domain]
 
 
@@ -104,3 +106,56 @@ def test_a_killed_daemon_unpacks_again_what_it_had_fetched(
         assert not [path for path in partial.iterdir() if path.name != "lock"]
         again = sum(mirror.bytes_sent(f"{small.image.name}.gz") for mirror in fast_site.mirrors)
         assert again - sent < len(packed) * 1.5
+
+
+def test_a_file_of_this_host_is_a_source(
+    host: Host,
+    libvirtd: Libvirtd,
+    fast_site: Site,
+    small: Published,
+    make_vm: MakeVm,
+    directory: Path,
+) -> None:
+    image = directory / "my image.qcow2"
+    image.write_bytes(small.image.read_bytes())
+    host.ddfs("template", "add", "small", image, "--checksum", f"sha256:{small.sha256}")
+    domain = make_vm(host, "vm1", host.templates / "small.qcow2")
+    libvirtd.virsh("start", "vm1")
+    wait_until(lambda: small.line in domain.serial_text(), "vm1 prints its line")
+    published = host.published("small")
+    assert published.read_bytes() == image.read_bytes()
+    assert published.stat().st_ino != image.stat().st_ino
+    # Readers of another template in the pool would wait for themselves.
+    packed = lzma.compress(small.image.read_bytes(), preset=0)
+    host.ddfs("template", "add", "next", publish_packed(fast_site, small, "xz", packed))
+    refused = host.ddfs(
+        *("template", "add", "loop", host.templates / "next.qcow2"),
+        *("--checksum", f"sha256:{small.sha256}"),
+        check=False,
+    )
+    assert refused.returncode != 0
+    assert "ddfs's own" in refused.stderr
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_an_nfs_server_is_a_source(
+    host: Host, libvirtd: Libvirtd, small: Published, make_vm: MakeVm, directory: Path
+) -> None:
+    work = directory / "nfs"
+    work.mkdir()
+    with nfs_server(work) as server:
+        (server.export / "small.qcow2.xz").write_bytes(
+            lzma.compress(small.image.read_bytes(), preset=0)
+        )
+        checksum = f"sha256:{sha256_of(server.export / 'small.qcow2.xz')}"
+        source = server.url("small.qcow2.xz")
+        host.ddfs("template", "add", "small", source, "--checksum", checksum)
+        domain = make_vm(host, "vm1", host.templates / "small.qcow2")
+        libvirtd.virsh("start", "vm1")
+        wait_until(lambda: small.line in domain.serial_text(), "vm1 prints its line")
+        assert sha256_of(host.published("small")) == small.sha256
+        copy = directory / "copy.xz"
+        host.ddfs("fetch", source, "--checksum", checksum, "-o", copy)
+        assert f"sha256:{sha256_of(copy)}" == checksum
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        assert not any(line.split(" - ")[1].startswith("nfs") for line in mounts)
