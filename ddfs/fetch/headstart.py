@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,11 +43,16 @@ _JOIN_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A connection on which *request* was sent, and what came back since."""
+    """A connection on which *request* was sent, and what came back since.
+
+    ``waited`` are the seconds until something came, or until now; ``seconds`` those since.
+    """
 
     sock: socket.socket
     request: bytes
     received: memoryview
+    waited: float
+    seconds: float
 
 
 class Headstart:
@@ -82,7 +88,11 @@ class _Start:
         self.address, self.first, self.last = address, first, last
         self._request = request_of(address, first, last)
         self._received = bytearray()
+        self._lock = threading.Lock()
+        self._is_over = False
         self._sock: socket.socket | None = None
+        self._sent_at = 0.0
+        self._answered_at: float | None = None
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._run, daemon=True, name="headstart")
         self._thread.start()
@@ -91,9 +101,15 @@ class _Start:
         """Called once."""
         os.close(self._stop_writer)
         self._thread.join(_JOIN_SECONDS)
-        if self._thread.is_alive() or self._sock is None:
-            return None
-        return Begun(self._sock, self._request, memoryview(self._received))
+        with self._lock:
+            self._is_over = True
+            if self._sock is None:
+                return None
+        now = time.monotonic()
+        answered_at = self._answered_at if self._answered_at is not None else now
+        waited = answered_at - self._sent_at
+        received = memoryview(self._received)
+        return Begun(self._sock, self._request, received, waited, now - answered_at)
 
     def _run(self) -> None:
         try:
@@ -102,11 +118,15 @@ class _Start:
                 sock = stack.enter_context(self._connected())
                 if self._is_stopped(0):
                     return  # too late: nobody waits for it any more
+                self._sent_at = time.monotonic()
                 sock.sendall(self._request)
                 sock.setblocking(False)
                 self._receive(sock)
-                self._sock = sock
-                stack.pop_all()
+                with self._lock:
+                    if self._is_over:
+                        return
+                    self._sock = sock
+                    stack.pop_all()
             os.close(self._stop_reader)
         except OSError:
             return  # said by who asks again
@@ -119,6 +139,8 @@ class _Start:
             data = sock.recv(_READ_BYTES)
             if not data:
                 break  # the reader will see the same
+            if self._answered_at is None:
+                self._answered_at = time.monotonic()
             self._received += data
         self._is_stopped(None)
 

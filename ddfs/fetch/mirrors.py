@@ -75,6 +75,8 @@ class MirrorStanding:
     is_tried: bool = False
     is_blamed: bool = False
     is_rangeless: bool = False
+    # It refused a second connection while the first one was busy.
+    takes_one_only: bool = False
     slow_since: float | None = None
     _age: float = 0.0
     _pending_bytes: int = 0

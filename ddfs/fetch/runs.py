@@ -78,6 +78,8 @@ class Run:
     is_answered: bool = False
     is_trimming: bool = False
     is_cancelled: bool = False
+    # Its mirror is still busy with the run before.
+    is_ahead: bool = False
     # Set where the cancellation is a failure of the mirror.
     cancelled_for: str | None = None
 

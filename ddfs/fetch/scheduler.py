@@ -18,23 +18,14 @@ piece sets.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Final
 
 from ddfs.fetch import pieces as states
 from ddfs.fetch.mirrors import Failure, FailureKind, MirrorStanding
 from ddfs.fetch.runs import Action, Ask, Extend, Run
-from ddfs.fetch.state import LATE_ANSWER_SECONDS, FetchState, Verdict
-from ddfs.model import MiB
-
-# A run lasts about this long: short enough that the file grows from the front, long enough
-# that the gap between two requests is small beside it.
-RUN_SECONDS: Final = 4.0
-MIN_RUN_BYTES: Final = 8 * MiB
-MAX_RUN_BYTES: Final = 64 * MiB
-# A mirror that was not measured yet, in a small file: every mirror gets a part.
-MIN_FIRST_RUN_BYTES: Final = 2 * MiB
-# The gap between two requests is one latency: at most a twentieth of a run.
-RUN_LATENCIES: Final = 20.0
+from ddfs.fetch.sizes import RUN_SECONDS, RunSizes
+from ddfs.fetch.state import LATE_ANSWER_SECONDS, Verdict
 
 # A run that would last longer than this is cut to RUN_SECONDS: others go on in front.
 LONG_RUN_SECONDS: Final = 2 * RUN_SECONDS
@@ -62,17 +53,13 @@ MAX_WRITERS: Final = 8
 # A reader's piece is moved elsewhere when it comes there in less than half the time and
 # this much sooner; moving cuts connections.
 WANT_GAIN_SECONDS: Final = 0.3
-# Who needs longer for one piece, and twice as long as the fastest, works from the end of the
-# file: the whole-file hash comes there last, and would wait for its pieces anywhere else.
-BACK_SECONDS: Final = 0.5
-
 # Contested pieces looked at for one mirror; those in front come first.
 CONTESTED_AT_ONCE: Final = 64
 # Wanted pieces looked at per decision; the oldest come first.
 WANTS_AT_ONCE: Final = 48
 
 
-class Scheduler(FetchState):
+class Scheduler(RunSizes):
     """Decides. Everything that happens is reported through :class:`state.FetchState`."""
 
     def decide(self, now: float) -> list[Action]:
@@ -92,6 +79,7 @@ class Scheduler(FetchState):
             self._serve_wants(now, actions)
             work = (self._employ(mirror, now) for mirror in self._idle(now))
             actions.extend(action for action in work if action is not None)
+            actions.extend(self._ask_ahead(now))
             self._judge(now)
         actions.extend(self._notices)
         self._notices = []
@@ -151,13 +139,25 @@ class Scheduler(FetchState):
             return self._start_contested(mirror, first, now)
         if self._is_hopeless(mirror, now):
             return None
-        if (interval := self.table.free.first()) is not None:
-            first, end = interval
-            if self._is_for_the_back(mirror):
-                first, end = self.table.free.last() or interval
-                first = max(first, end - self._run_pieces(mirror))
-            return self._start_free(mirror, first, end, now)
+        if (interval := self._free_for(mirror)) is not None:
+            return self._start_free(mirror, *interval, now)
         return self._steal(mirror, now) or self._duplicate(mirror, now)
+
+    def _ask_ahead(self, now: float) -> Iterator[Ask]:
+        """Ask mirrors that are far away for what they will do next."""
+        for mirror, run in list(self._busy.items()):
+            if (interval := self._free_for(mirror)) is None:
+                return
+            standing = self.mirrors[mirror]
+            if mirror in self._ahead or not self._works_ahead(standing):
+                continue
+            if run.is_cancelled or run.is_trimming or not standing.is_usable(now):
+                continue
+            if self._is_hopeless(mirror, now):
+                continue
+            lead = self._lead(standing)
+            if run.is_answered and self._seconds_to(run, run.end, now) <= lead:
+                yield self._start_free(mirror, *interval, now)
 
     def _close_lanes(self, actions: list[Action]) -> None:
         """End what runs on connections that are not used any more."""
@@ -194,47 +194,6 @@ class Scheduler(FetchState):
                 self.table.take_free(*behind)
                 run.end = behind[1]
                 actions.append(Extend(run.id, run.end))
-
-    def _run_bytes(self, mirror: int) -> float:
-        standing = self.mirrors[mirror]
-        left = self.table.free_bytes
-        if standing.rate is None and standing.was_slow:
-            return 0
-        if standing.rate is None:
-            # Half of an equal share of all that is missing; the rest is given by speed.
-            missing = self.grid.size - self.table.held_bytes
-            share = missing / (2 * max(1, min(self._widening.width, len(self.usable()))))
-            return min(max(share, MIN_FIRST_RUN_BYTES), MAX_RUN_BYTES)
-        latency = RUN_LATENCIES * (standing.latency or 0.0)
-        wanted = min(max(standing.rate * max(RUN_SECONDS, latency), MIN_RUN_BYTES), MAX_RUN_BYTES)
-        # Towards the end half of its fair share, so that all end together and in order.
-        others = self._rate_of_others(mirror)
-        fair = 0.5 * left * standing.rate / (standing.rate + others) if others else left
-        return min(wanted, max(fair, MIN_RUN_BYTES, standing.rate * latency))
-
-    def _rate_of_others(self, mirror: int) -> float:
-        """What all others bring, those included that are idle for this moment."""
-        return sum(
-            self._rate_of(self._busy[m.index]) if m.index in self._busy else m.rate or 0.0
-            for m in self.mirrors[: self.lanes.width if self.lanes is not None else None]
-            if m.index != mirror and m.is_usable(self._now)
-        )
-
-    def _run_pieces(self, mirror: int) -> int:
-        return max(1, round(self._run_bytes(mirror) / self.grid.piece_length))
-
-    def _run_end(self, mirror: int, first: int, end: int) -> int:
-        if self.mirrors[mirror].is_rangeless:
-            return end
-        return min(end, first + self._run_pieces(mirror))
-
-    def _is_for_the_back(self, mirror: int) -> bool:
-        standing = self.mirrors[mirror]
-        if standing.rate is None or standing.is_rangeless:
-            return False
-        fastest = max((self._rate_of(run) for run in self._busy.values()), default=0.0)
-        is_slow = standing.rate * BACK_SECONDS < self.grid.piece_length
-        return is_slow and 2 * standing.rate < fastest
 
     def _start_free(self, mirror: int, first: int, end: int, now: float) -> Ask:
         end = self._run_end(mirror, first, end)
@@ -360,7 +319,7 @@ class Scheduler(FetchState):
         for mirror in candidates:
             if contest is not None and not contest.is_open_to(self.owner(mirror), usable):
                 continue
-            if self._is_last_resort(mirror):
+            if self._is_last_resort(mirror) or mirror in self._ahead:
                 continue
             seconds = self._seconds_for(mirror, 1)
             if (run := self._busy.get(mirror)) is not None:

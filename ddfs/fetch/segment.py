@@ -96,6 +96,9 @@ class Segment:
         # The limits that it keeps to, and whether it waits for us and not for its mirror.
         self.pace: Pace = UNPACED
         self.is_held_back = False
+        # Of a request that was sent before the segment was made: how long it waited for its
+        # answer, and how much came in how many seconds.
+        self.begun: tuple[float, int, float] | None = None
         # Which version its mirror serves, and whether another one can be told by its pieces.
         self.identity = Identity()
         self.is_checked_by_piece = True

@@ -15,6 +15,7 @@ from ddfs.fetch.mirrors import (
     FIRST_REST_SECONDS,
     MIN_SAMPLE_SECONDS,
     Failure,
+    FailureKind,
     MirrorStanding,
 )
 from ddfs.fetch.pieces import PieceTable
@@ -62,6 +63,8 @@ class FetchState:
         self.verdict: Verdict | None = None
         self.suspect_piece: int | None = None
         self._busy: dict[int, Run] = {}
+        # What mirrors were asked for before they have ended what they are busy with.
+        self._ahead: dict[int, Run] = {}
         self._doubled: dict[int, set[int]] = {}
         self._wants: dict[int, bool] = {}
         self._disputed: set[int] = set()
@@ -94,13 +97,24 @@ class FetchState:
             run.seen_at = now
             # What came with the first sight has no duration to divide by.
         elif not run.is_cancelled:
-            standing.observe(received, now - run.seen_at)
+            # Time passes once for a mirror, also where two of its answers come at once.
+            standing.observe(received, 0.0 if run.is_ahead else now - run.seen_at)
             run.seen_at = now
         if received > 0:
             run.position, run.last_byte_at = position, now
             self._received += received
             if self._received - self._progress_bytes >= GIVE_UP_BYTES:
                 self._progress_bytes, self._progress_at = self._received, now
+
+    def began_earlier(self, run_id: int, waited: float, brought: int, seconds: float) -> None:
+        """The run's request was sent before anybody knew of the run.
+
+        It was not answered for *waited* seconds; then *brought* bytes came in *seconds*.
+        """
+        run = self.runs[run_id]
+        run.started_at -= waited
+        self.mirrors[run.mirror].observe(brought, seconds)
+        self._widening.began_earlier(waited + seconds)
 
     def held_back(self, run_id: int, now: float) -> None:
         """The run waits for a limit of ours: that silence is not its mirror's."""
@@ -154,13 +168,17 @@ class FetchState:
     def run_ended(self, run_id: int, now: float, failure: Failure | None = None) -> None:
         """Nothing writes for this run any more. What it did not bring is free again."""
         run = self.runs.pop(run_id)
-        del self._busy[run.mirror]
+        self._step_up(run, now)
         self._notices = [
             n for n in self._notices if not (isinstance(n, Cancel) and n.run == run_id)
         ]
         standing = self.mirrors[run.mirror]
-        if failure is not None:
+        if failure is not None and run.is_ahead and failure.kind is not FailureKind.FINAL:
+            standing.takes_one_only = True
+        elif failure is not None:
             self._fail(run.mirror, failure, now)
+        elif run.is_ahead:
+            pass  # its time was another run's
         elif run.is_answered and standing.rate is None:
             # Too short to be seen twice: the wait for its first byte is then counted too,
             # and a handful of bytes says nothing.
@@ -173,6 +191,18 @@ class FetchState:
             # Silence is a measurement too; else it would pass for a mirror of average speed.
             standing.observe(0, now - run.started_at)
         self._drop_range(run, run.next, run.end)
+
+    def _step_up(self, run: Run, now: float) -> None:
+        """*run* has ended: its mirror is idle, or busy with what it was asked for ahead."""
+        if run.is_ahead:
+            del self._ahead[run.mirror]
+            return
+        del self._busy[run.mirror]
+        following = self._ahead.pop(run.mirror, None)
+        if following is not None:
+            following.is_ahead = False
+            following.seen_at = now
+            self._busy[run.mirror] = following
 
     def trimmed(self, run_id: int, end: int) -> None:
         """The answer to ``Trim``: the run ends before piece *end*, and others may go on there."""
@@ -207,8 +237,7 @@ class FetchState:
         if not self.mirrors[mirror].is_blamed:
             self.mirrors[mirror].blame(reason)
             self._notices.append(Blame(mirror, reason))
-            if mirror in self._busy:
-                self._cancel(self._busy[mirror].id, reason)
+            self._cancel_all(mirror, reason)
 
     # -- what to know ---------------------------------------------------------------
 
@@ -235,6 +264,8 @@ class FetchState:
 
     def _rate_of(self, run: Run) -> float:
         """What a run brings now. Its mirror may be known as fast and be silent all the same."""
+        if run.is_ahead:
+            return 0.0
         standing = self.mirrors[run.mirror]
         late = LATE_ANSWER_SECONDS / 2 + 2 * (standing.latency or 0.0)
         if not run.is_answered and self._now - run.started_at > late:
@@ -259,7 +290,14 @@ class FetchState:
         return max(sum(rates) / len(rates), UNKNOWN_RATE) if rates else UNKNOWN_RATE
 
     def _seconds_to(self, run: Run, end: int, now: float) -> float:
-        return run.seconds_to(end, self.grid, self.mirrors[run.mirror], self._guess(), now)
+        standing = self.mirrors[run.mirror]
+        seconds = run.seconds_to(end, self.grid, standing, self._guess(), now)
+        before = self._busy.get(run.mirror)
+        if not run.is_ahead or before is None:
+            return seconds
+        rate = standing.rate if standing.rate is not None else self._guess()
+        own = run.bytes_to(end, self.grid) / max(rate, 1.0)
+        return max(seconds, self._seconds_to(before, before.end, now) + own)
 
     def _seconds_for(self, mirror: int, count: int) -> float:
         """Predicted time in which an idle *mirror* brings *count* pieces."""
@@ -294,7 +332,8 @@ class FetchState:
         )
         self._next_run += 1
         self.runs[run.id] = run
-        self._busy[mirror] = run
+        run.is_ahead = mirror in self._busy
+        (self._ahead if run.is_ahead else self._busy)[mirror] = run
         self.mirrors[mirror].is_tried = True
         return run
 
@@ -308,6 +347,11 @@ class FetchState:
             run.is_cancelled = True
             self._notices.append(Cancel(run_id, reason))
 
+    def _cancel_all(self, mirror: int, reason: str) -> None:
+        for runs in (self._busy, self._ahead):
+            if mirror in runs:
+                self._cancel(runs[mirror].id, reason)
+
     def _fail(self, index: int, failure: Failure, now: float) -> None:
         """A request failed. Of several connections to one mirror it may be one too many."""
         standing = self.mirrors[self.owner(index)]
@@ -317,6 +361,8 @@ class FetchState:
             standing.rests_until = max(standing.rests_until, now + FIRST_REST_SECONDS)
         else:
             standing.fail(failure, now)
+            if standing.out is not None:
+                self._cancel_all(standing.index, standing.out)
 
     def _reject(self, run: Run, piece: int, digest: bytes) -> None:
         """Count wrong bytes against the mirror and let others look at its next pieces."""
@@ -328,7 +374,7 @@ class FetchState:
         standing = self.mirrors[owner]
         standing.reject(is_alone=self.usable() == [owner])
         # Cut short: idle, it is the one to try the contested pieces of others.
-        self._cancel(run.id, standing.last_error or "wrong bytes")
+        self._cancel_all(run.mirror, standing.last_error or "wrong bytes")
         if standing.out is not None and not standing.is_blamed:
             standing.is_blamed = True
             self._notices.append(Blame(owner, standing.out))

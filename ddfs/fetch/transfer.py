@@ -305,6 +305,9 @@ class Transfer:
 
     def _take_progress(self, now: float) -> None:
         for run, (_, segment) in self._segments.items():
+            if segment.begun is not None:
+                self._scheduler.began_earlier(run, *segment.begun)
+                segment.begun = None
             self._scheduler.progressed(run, segment.position, now)
             if segment.is_held_back:
                 self._scheduler.held_back(run, now)

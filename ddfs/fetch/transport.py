@@ -29,7 +29,7 @@ from ddfs.fetch.connection import Connection
 from ddfs.fetch.dialing import dial, network_of_peer, peer_of
 from ddfs.fetch.documents import Documents, FetchedDocument, Look, uses_proxy
 from ddfs.fetch.elsewhere import Elsewhere
-from ddfs.fetch.headstart import Headstart
+from ddfs.fetch.headstart import MAX_AHEAD_BYTES, Headstart
 from ddfs.fetch.inquiry import Inquiry
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.networks import PUBLIC, parse_networks, refusal
@@ -348,8 +348,16 @@ class Transport:
         begun = self._headstart.take(address, segment.position, segment.limit - 1)
         if begun is None:
             return None
-        connection = Connection(address, begun.sock, peer_of(begun.sock))
+        try:
+            peer = peer_of(begun.sock)
+        except OSError:  # it is gone already
+            begun.sock.close()
+            return None
+        connection = Connection(address, begun.sock, peer)
         connection.take_over(begun.request, begun.received)
+        is_measured = len(begun.received) < MAX_AHEAD_BYTES
+        brought = len(begun.received) if is_measured else 0
+        segment.begun = (begun.waited, brought, begun.seconds if is_measured else 0.0)
         return connection
 
     def _take_idle(

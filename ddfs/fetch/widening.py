@@ -37,6 +37,7 @@ class Widening:
         self._fruitless = 0
         self._base = 0.0
         self._widened_at: float | None = None
+        self._has_begun_earlier = False
 
     def consider(
         self, now: float, *, rate: float, measured: bool, seconds_left: float | None, lost: int
@@ -75,6 +76,12 @@ class Widening:
         self.grow(max(self._step, min(missing, self.limit)))
         self._step *= 2
         self._widened_at = now
+
+    def began_earlier(self, seconds: float) -> None:
+        """The mirrors that are tried have been measured for *seconds* before the first look."""
+        if self._widened_at is not None and not self._has_begun_earlier:
+            self._widened_at -= seconds
+        self._has_begun_earlier = True
 
     def grow(self, step: int) -> None:
         """Let *step* more be tried."""

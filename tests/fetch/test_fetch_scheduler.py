@@ -49,7 +49,8 @@ GRID = Grid(512 * MiB, 4 * MiB)
             (512 - 60) / 90,
             1.10,
         ),
-        ("far away", [SimMirror(rate=lambda now: 20 * MiB, latency=0.15)] * 4, 6.4, 1.10),
+        ("far away", [SimMirror(rate=lambda now: 20 * MiB, latency=0.15)] * 4, 6.4, 1.04),
+        ("one far away", [SimMirror(lambda now: 40 * MiB, latency=0.3), steady(40)], 6.4, 1.08),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -59,6 +60,43 @@ def test_takes_hardly_longer_than_the_good_mirrors_could(name, mirrors, ideal, b
     assert world.scheduler.is_complete
     assert seconds / ideal <= bar, f"{name}: {seconds / ideal:.3f} of the ideal"
     assert world.requests <= 60
+
+
+def test_a_mirror_that_takes_one_connection_only_is_left_in_peace():
+    far = [SimMirror(rate=lambda now: 20 * MiB, latency=0.15, most=1) for _ in range(2)]
+    world = World(GRID, far)
+    seconds = world.run(limit=30, step=0.02)
+    assert world.scheduler.is_complete
+    assert all(m.takes_one_only and m.failures == 0 for m in world.scheduler.mirrors)
+    assert seconds / 12.8 <= 1.12
+
+
+def test_a_slow_mirror_works_from_the_end():
+    """The hash of the whole file waits for nothing but its own end."""
+    world = World(GRID, [steady(2), steady(40), steady(40)])
+    front_waits = 0.0
+    while not world.is_over:
+        world.step(0.02)
+        states = bytes(world.scheduler.table.states)
+        behind = states.count(HELD) - (len(states) - len(states.lstrip(bytes([HELD]))))
+        # More than a second of the others' work lies behind a hole in the front.
+        front_waits += 0.02 * (world.now > 5 and behind * 4 > 80)
+    assert front_waits < 1.0
+
+
+def test_a_rate_that_was_measured_before_widens_at_once():
+    def first_requests(begun_seconds: float) -> int:
+        world = World(GRID, [steady(2) for _ in range(12)])
+        world.decide()
+        if begun_seconds:
+            for run in list(world.scheduler.runs):
+                brought = int(2 * MiB * begun_seconds)
+                world.scheduler.began_earlier(run, 0.01, brought, begun_seconds)
+        world.step(0.02)
+        return world.requests
+
+    assert first_requests(0.0) == 4
+    assert first_requests(0.1) == 12
 
 
 def test_one_liar_is_blamed_and_the_file_completes():
