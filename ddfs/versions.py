@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 from ddfs import errors
@@ -101,6 +100,10 @@ def modified_at(field: str | None) -> float | None:
     """A Last-Modified field in POSIX seconds; None for none, and for nonsense."""
     if not field:
         return None
+    from email.utils import (
+        parsedate_to_datetime,
+    )  # slow to import, and `ddfs fetch` has no use for it
+
     try:
         return parsedate_to_datetime(field).timestamp()
     except (ValueError, OverflowError):
