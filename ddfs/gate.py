@@ -117,7 +117,7 @@ class Gate:
         """The template that *file* is: by its name in the pool, or as the published file."""
         if self._is_under_mount(file.path):
             return self._template_at(file.path)
-        return self.published_at(file.path, file.device, file.inode)
+        return self._templates.stored_at(file.path, file.device, file.inode)
 
     def problem_of(self, file: NeededFile) -> str | None:
         """Why no domain starts with *file* now, or ever, and what to do; None if one may."""
@@ -151,19 +151,8 @@ class Gate:
             found[template.row] = template
         return list(found.values())
 
-    def published_at(self, path: str, device: int = 0, inode: int = 0) -> Template | None:
-        """The template whose published file that is, by its path or by which file it is."""
-        for template in self._templates.all():
-            published = self._templates.published(template)
-            if published is None:
-                continue
-            is_same = inode != 0 and (published.device, published.inode) == (device, inode)
-            if is_same or published.path == path:
-                return template
-        return None
-
     def _refuse_published(self, file: NeededFile) -> None:
-        template = self.published_at(file.path, file.device, file.inode)
+        template = self._templates.stored_at(file.path, file.device, file.inode)
         if template is not None and file.writable:
             raise _would_write(template, file.path, str(self._directory / template.file_name))
 

@@ -46,7 +46,7 @@ def install(root: Path, prefix: Path) -> int:
         _run("systemctl", "daemon-reload")
         print(
             "next: look at /etc/ddfs/ddfs.toml, then\n"
-            "  systemctl enable --now ddfs.service ddfs-pool.target\n"
+            "  systemctl enable --now ddfs.service ddfs-pool.target ddfs-autostart\n"
             "  systemctl try-reload-or-restart libvirtd virtqemud    # they look for hooks then\n"
             "  ddfs pool define && ddfs doctor"
         )
@@ -70,7 +70,8 @@ def uninstall(root: Path, prefix: Path) -> int:
         print(f"contrib/uninstall: no ddfs is installed under {prefix}", file=sys.stderr)
         return 1
     if root == Path("/") and _SYSTEMD.is_dir():
-        _run("systemctl", "disable", "--now", "ddfs-pool.target", "ddfs.service")
+        units = ("ddfs-autostart.service", "ddfs-pool.target", "ddfs.service")
+        _run("systemctl", "disable", "--now", *units)
     for path in files:
         path.unlink()
         _remove_empty(path.parent, root)

@@ -79,6 +79,7 @@ def installed_files(root: Path, prefix: Path) -> Iterator[Path]:
 _SERVICE_FILES: Final = {
     "ddfs.service": "systemd/system/ddfs.service",
     "ddfs-pool.target": "systemd/system/ddfs-pool.target",
+    "ddfs-autostart.service": "systemd/system/ddfs-autostart.service",
     "ddfs.sysusers": "sysusers.d/ddfs.conf",
     "ddfs.tmpfiles": "tmpfiles.d/ddfs.conf",
 }

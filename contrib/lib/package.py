@@ -47,7 +47,7 @@ if [ -d /run/systemd/system ]; then
     systemd-sysusers /usr/lib/sysusers.d/ddfs.conf
     systemd-tmpfiles --create /usr/lib/tmpfiles.d/ddfs.conf
     systemctl daemon-reload
-    systemctl enable ddfs.service ddfs-pool.target
+    systemctl enable ddfs.service ddfs-pool.target ddfs-autostart.service
     if [ -n "$2" ]; then
         # An upgrade: readers of the mount wait for the seconds that this takes.
         systemctl try-restart ddfs.service
@@ -66,7 +66,7 @@ _PRERM: Final = """\
 set -e
 [ "$1" = remove ] || exit 0
 if [ -d /run/systemd/system ]; then
-    systemctl disable --now ddfs-pool.target ddfs.service || true
+    systemctl disable --now ddfs-autostart.service ddfs-pool.target ddfs.service || true
 fi
 """
 

@@ -199,6 +199,18 @@ class Templates:
         """Its complete file, if there is one; from memory."""
         return self._spool.published(template.content_id)
 
+    def stored_at(self, path: str, device: int = 0, inode: int = 0) -> Template | None:
+        """The template of which that is a published file, on whichever primary storage.
+
+        Known by its path, or by which file it is (``inode`` 0: not known).
+        """
+        for content_id, _, file in self._spool.stored():
+            is_same = inode != 0 and (file.device, file.inode) == (device, inode)
+            named = self.with_content(content_id)
+            if named and (is_same or file.path == path):
+                return named[0]
+        return None
+
     def is_fetching(self, template: Template) -> bool:
         """Whether its fetch runs."""
         return self._spool.is_fetching(template.content_id)

@@ -75,12 +75,17 @@ def test_units_do_not_hide_the_mount() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
-    for name in ("ddfs.service", "ddfs-pool.target"):
+    for name in ("ddfs.service", "ddfs-pool.target", "ddfs-autostart.service"):
         text = (TOP / "contrib" / "service" / name).read_text()
         # Whether the program is there is not what is asked.
         text = text.replace("@prefix@/bin/ddfs", "/bin/true")
         (tmp_path / name).write_text(text.replace("@prefix@", "/usr"))
-    done = run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
-               tmp_path / "ddfs.service", tmp_path / "ddfs-pool.target")  # fmt: skip
+    done = run(
+        "systemd-analyze",
+        "verify",
+        "--man=no",
+        "--recursive-errors=no",
+        *sorted(tmp_path.iterdir()),
+    )
     ours = [line for line in done.stderr.splitlines() if "ddfs" in line]
     assert (done.returncode, ours) == (0, [])
