@@ -87,14 +87,18 @@ class _Source:
     size: int
     read_at: Callable[[int, int], bytes]
     is_whole: bool
+    tail: bytes = b""
 
 
-def inspect_head(data: bytes, *, size: int, claimed: ImageFormat | None) -> ImageFacts:
+def inspect_head(
+    data: bytes, *, size: int, claimed: ImageFormat | None, tail: bytes = b""
+) -> ImageFacts:
     """What the image of *size* bytes is that starts with *data*.
 
     *claimed* is the format that somebody says it has; None takes what is found. What the
-    head cannot tell stays open (a note says so) for :func:`inspect_file` to settle. Raises
-    :class:`errors.ImageError` for an image that is refused.
+    head, and the *tail* of 512 bytes where it is given, cannot tell stays open (a note says
+    so) for :func:`inspect_file` to settle. Raises :class:`errors.ImageError` for an image
+    that is refused.
     """
     if not len(data) <= size:
         raise ValueError(f"a head of {len(data)} bytes for {size}")
@@ -102,7 +106,7 @@ def inspect_head(data: bytes, *, size: int, claimed: ImageFormat | None) -> Imag
     def read_at(offset: int, length: int) -> bytes:
         return data[offset : offset + length]
 
-    source = _Source(data[:HEAD_LENGTH], size, read_at, is_whole=len(data) == size)
+    source = _Source(data[:HEAD_LENGTH], size, read_at, is_whole=len(data) == size, tail=tail)
     return _inspect(source, claimed)
 
 
@@ -209,7 +213,7 @@ def _agree(
 
 def _agree_on_raw(source: _Source, claimed: ImageFormat | None) -> tuple[ImageFormat, list[str]]:
     """What has no header: a raw disk, or a fixed VHD, which has a footer alone."""
-    if claimed is ImageFormat.VHD and not source.is_whole:
+    if claimed is ImageFormat.VHD and not source.is_whole and not source.tail:
         return claimed, []  # proved by inspect_file
     if claimed in (None, ImageFormat.VHD) and layout.is_fixed_vhd(_footer(source)):
         return ImageFormat.VHD, []
@@ -290,7 +294,9 @@ def _reasons(failures: dict[str, Exception], head: bytes) -> list[str]:
 
 
 def _footer(source: _Source) -> bytes:
-    if not source.is_whole or source.size < _FOOTER:
+    if not source.is_whole:
+        return source.tail
+    if source.size < _FOOTER:
         return b""
     return source.read_at(source.size - _FOOTER, _FOOTER)
 

@@ -1,5 +1,6 @@
 """An address to a manifest, and the head of the image: the requests that registering needs."""
 
+from ddfs.source.claims import claimed_by_name, read_tail, refused_by_name
 from ddfs.source.head import Head, read_head
 from ddfs.source.packing import Look, read_packed_head
 from ddfs.source.ports import Documents, FetchedDocument, Inquiries, Inquiry
@@ -12,7 +13,10 @@ __all__ = [
     "Inquiries",
     "Inquiry",
     "Look",
+    "claimed_by_name",
     "read_head",
     "read_packed_head",
+    "read_tail",
+    "refused_by_name",
     "resolve",
 ]

@@ -71,8 +71,10 @@ class ImageFacts(Protocol):
 class HeadInspector(Protocol):
     """Looks at the head of an image. Raises :class:`errors.ImageError`."""
 
-    def __call__(self, data: bytes, *, size: int, claimed: ImageFormat | None) -> ImageFacts:
-        """The facts."""
+    def __call__(
+        self, data: bytes, *, size: int, claimed: ImageFormat | None, tail: bytes
+    ) -> ImageFacts:
+        """The facts; *tail* has the last bytes, if they were read."""
         ...
 
 

@@ -270,13 +270,21 @@ class Templates:
             log.warning("%s: %s", registration.name, failure)
         # Where nobody knows to how much it unpacks, it is not found to be cut off.
         size = manifest.published.size
+        by_name = source.claimed_by_name(manifest) if declared.format is None else None
+        claimed = declared.format or by_name
         inspect = partial(
             self._inspect_head,
             head.data,
             size=MAX_SIZE if size is None else size,
-            claimed=declared.format,
+            claimed=claimed,
+            tail=await source.read_tail(manifest, head, claimed, resolved.inquiry),
         )
-        facts = await trio.to_thread.run_sync(inspect)
+        try:
+            facts = await trio.to_thread.run_sync(inspect)
+        except errors.ImageError as error:
+            if by_name is None:
+                raise
+            raise source.refused_by_name(manifest, by_name, error) from None
         virtual_size = facts.virtual_size if facts.virtual_size != MAX_SIZE else None
         content_id = manifest.content_id
         # A verified head is not replaced by one that a mirror only claims.
