@@ -27,7 +27,10 @@ class UrlDraft:
 
 @dataclass(slots=True)
 class FileDraft:
-    """One file of a document. ``metafiles`` counts torrents and other documents about it."""
+    """One file of a document.
+
+    ``metafiles`` counts torrents and other documents about it, ``metalinks`` further metalinks.
+    """
 
     name: str | None
     sizes: list[str] = field(default_factory=list)
@@ -35,6 +38,7 @@ class FileDraft:
     pieces: list[hashes.PiecesDraft] = field(default_factory=list)
     urls: list[UrlDraft] = field(default_factory=list)
     metafiles: int = 0
+    metalinks: int = 0
 
     def add_url(self, url: UrlDraft) -> None:
         """Another address, within the cap."""
@@ -106,6 +110,9 @@ class FileDraft:
                 bad.append(f"an address was passed over: {error.message}")
                 continue
             usable.append(Mirror(address, url.priority, url.location, url.max_connections))
+        if self.metalinks:
+            # A chain of documents would let anybody in it decide what the file is.
+            other_schemes["further metalink, not followed"] += self.metalinks
         if self.metafiles:
             other_schemes["torrent or metafile"] += self.metafiles
         passed_over = ", ".join(f"{n} {scheme}" for scheme, n in sorted(other_schemes.items())[:10])

@@ -11,6 +11,8 @@ from ddfs.metalink.draft import FileDraft, UrlDraft
 
 NAMESPACE: Final = "urn:ietf:params:xml:ns:metalink"
 
+_METALINK_TYPES: Final = frozenset({"application/metalink4+xml", "application/metalink+xml"})
+
 
 class Version4:
     """The grammar. ``files`` and ``dynamic_origin`` are what was found."""
@@ -63,6 +65,10 @@ class Version4:
         elif path == "file/size":
             self.files[-1].sizes.append(text)
         elif path == "file/metaurl":
-            self.files[-1].metafiles += 1
+            kind = attributes.get("mediatype", "").strip().lower()
+            if kind in _METALINK_TYPES:
+                self.files[-1].metalinks += 1
+            else:
+                self.files[-1].metafiles += 1
         elif path == "origin" and attributes.get("dynamic", "").strip() in ("true", "1"):
             self.dynamic_origin = text
