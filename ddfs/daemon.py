@@ -42,6 +42,7 @@ from ddfs.image.domain import PoolTargets
 from ddfs.image.unpack import unpack
 from ddfs.keeping.collector import Collector
 from ddfs.keeping.records import Records
+from ddfs.keeping.stocktaking import Stocktaking
 from ddfs.limits import HostLimits, Limits
 from ddfs.model import ImageFormat, Template
 from ddfs.notify import Supervisor
@@ -144,6 +145,7 @@ async def _serve_on(
         mount = settings.mountpoint, settings.templates_dir
         collector = Collector(spool, templates, records, inventory.take, *mount)
         await templates.load()
+        stocktaking = Stocktaking(spool, templates, storages)
         await versions.load()
         shown = ShownTemplates(templates, storage.figures, spool.note_followed)
         pool = TemplatePool(shown, settings.mountpoint)
@@ -158,7 +160,7 @@ async def _serve_on(
             HostFigures(*mount, storages),
             HostLimits(transport, spool.queue, Limits.of(settings)),
             HostMetrics(templates, pool, storage.figures, versions.state).text,
-            HostKeeping(templates, collector, records),
+            HostKeeping(templates, collector, records, stocktaking),
             later.add if settings.gate.then == "start" else None,
             versions.state,
         )
@@ -174,6 +176,7 @@ async def _serve_on(
                 await serving.start(later.run)
                 serving.start_soon(keeper.run)
                 serving.start_soon(records.run)
+                serving.start_soon(stocktaking.at_start)
                 serving.start_soon(versions.run)
                 await serving.start(serve)
                 told = f"{settings.templates_dir}, {len(templates.all())} templates"

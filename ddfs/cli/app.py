@@ -124,14 +124,20 @@ def fetch(
 
 
 @app.command(epilog="Example: ddfs doctor")
-def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
+def doctor(
+    context: typer.Context,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend what disk and catalogue disagree about.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Look whether this host is set up right, and say what to do about it.
 
     The exit code is 4 if something has to be mended.
     """
     from ddfs.cli import doctor as implementation
 
-    implementation.doctor(session_of(context), as_json)
+    implementation.doctor(session_of(context), as_json, fix)
 
 
 config_group = typer.Typer(help="The settings.", rich_markup_mode=None)

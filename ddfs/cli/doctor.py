@@ -1,7 +1,8 @@
 """``ddfs doctor``: is this host set up right, and what to do about it.
 
-Looks and changes nothing. It never touches a path inside the mountpoint, and asks
-``/proc/self/mountinfo`` about the mountpoint: on a dead mount even stat() may hang.
+Looks and changes nothing, but for what ``--fix`` lets the daemon mend. It never touches a path
+inside the mountpoint, and asks ``/proc/self/mountinfo`` about the mountpoint: on a dead mount
+even stat() may hang.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from xml.sax.saxutils import quoteattr
 import typer
 
 from ddfs import config, errors
-from ddfs.cli import output
+from ddfs.cli import doctor_host, output
 from ddfs.cli.session import Session
 from ddfs.cli.text import format_size, one_line
 from ddfs.model import GiB
@@ -51,9 +52,9 @@ class Finding:
     text: str
 
 
-def doctor(session: Session, as_json: bool) -> None:
+def doctor(session: Session, as_json: bool, fix: bool = False) -> None:
     """Prints the findings; exits with the code of a host's fault if one is a failure."""
-    findings = list(examine(session))
+    findings = [*examine(session), *host_findings(session), *order_findings(session, fix)]
     if as_json:
         output.print_json(findings)
     else:
@@ -82,6 +83,111 @@ def examine(session: Session) -> Iterator[Finding]:
     for name, primary in settings.primary.items():
         yield primary_storage(name, primary)
     yield pool(settings, _virsh)
+
+
+def host_findings(session: Session) -> Iterator[Finding]:
+    """What is outside of ddfs; nothing when the settings cannot be read."""
+    try:
+        settings = session.settings
+    except errors.ConfigError:
+        return
+    yield from libvirt_sees(settings.mountpoint, LIBVIRT_HOOKS)
+    for name, primary in settings.primary.items():
+        if primary.path is not None:
+            yield qemu_may_read(f"primary.{name} for QEMU", primary.path)
+    yield qemu_may_read("mountpoint for QEMU", settings.mountpoint.parent)
+    try:
+        known = session.client.templates()
+    except errors.DdfsError:
+        return
+    addresses = [t.source for t in known] + [m.url for t in known for m in t.mirrors]
+    yield from mirrors(doctor_host.servers_of(addresses))
+
+
+def libvirt_sees(mountpoint: Path, hooks: Path) -> Iterator[Finding]:
+    """Whether libvirt's daemons have the mount in their namespace, and know the hook."""
+    for pid in doctor_host.libvirt_daemons():
+        check = f"libvirt process {pid}"
+        try:
+            kinds = mounted_kinds(mountpoint, Path(f"/proc/{pid}/mountinfo").read_bytes())
+        except OSError as error:
+            yield Finding(check, WARN, f"cannot be looked at: {error.strerror}")
+            continue
+        if not kinds or not kinds[-1].startswith("fuse"):
+            text = (
+                f"it does not see the mount on {mountpoint}: take PrivateMounts, ProtectSystem "
+                "and the like out of ddfs's service, then restart both"
+            )
+            yield Finding(check, FAIL, text)
+        elif _is_newer(hooks / "qemu", doctor_host.started_at(pid)):
+            text = (
+                f"it was started before {hooks}/qemu was installed: if it was not reloaded since, "
+                "systemctl reload libvirtd"
+            )
+            yield Finding(check, WARN, text)
+        else:
+            yield Finding(check, OK, f"it sees the mount on {mountpoint}")
+
+
+def _is_newer(path: Path, moment: float | None) -> bool:
+    try:
+        return moment is not None and path.stat().st_ctime > moment
+    except OSError:
+        return False
+
+
+def qemu_may_read(check: str, path: Path) -> Finding:
+    """Whether QEMU's user may enter all directories down to *path*."""
+    user = doctor_host.qemu_user(doctor_host.QEMU_CONF)
+    if user is None:
+        return Finding(check, WARN, "nobody knows which user runs QEMU: set user in qemu.conf")
+    closed = doctor_host.closed_directory(path, user)
+    if closed is not None:
+        text = f"{user.pw_name} may not enter {closed}: chmod o+x {closed}"
+        return Finding(check, FAIL, text)
+    return Finding(check, OK, f"{user.pw_name} may enter {path}")
+
+
+def mirrors(servers: Sequence[str]) -> Iterator[Finding]:
+    """Whether the servers of sources and mirrors answer, and our clock is right by theirs."""
+    if not servers:
+        return
+    if any(os.environ.get(name) for name in ("http_proxy", "https_proxy", "HTTPS_PROXY")):
+        yield Finding("mirrors", OK, "behind a proxy: not tried")
+        return
+    offsets = []
+    for server, problem, offset in doctor_host.ask_servers(servers):
+        if problem is not None:
+            yield Finding(f"mirror {server}", WARN, f"cannot be reached: {problem}")
+        else:
+            yield Finding(f"mirror {server}", OK, "it answers")
+        offsets += [] if offset is None else [offset]
+    if offsets:
+        # One server's clock may be wrong; not those of most.
+        middle = sorted(offsets)[len(offsets) // 2]
+        if abs(middle) > doctor_host.MAX_CLOCK_SECONDS:
+            text = (
+                f"it is {abs(middle):.0f} s {'slow' if middle > 0 else 'fast'}: run an NTP client"
+            )
+            yield Finding("clock", WARN, text)
+        else:
+            yield Finding("clock", OK, "it agrees with the mirrors'")
+
+
+def order_findings(session: Session, fix: bool) -> Iterator[Finding]:
+    """Whether disk and catalogue agree; a daemon that is down is a finding of its own."""
+    try:
+        differences = session.client.take_stock(fix)
+    except errors.ConfigError:
+        return
+    except errors.DaemonDownError:
+        return
+    for difference in differences:
+        text = f"{difference.problem}: {difference.remedy}"
+        level = OK if difference.mended else WARN
+        yield Finding(f"order {difference.subject}", level, text)
+    if not differences:
+        yield Finding("order", OK, "disk and catalogue agree")
 
 
 def fuse_device(device: Path) -> Finding:

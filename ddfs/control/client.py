@@ -29,7 +29,14 @@ from ddfs.control.action_messages import (
     GateReport,
 )
 from ddfs.control.decode import decode
-from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, Place
+from ddfs.control.keeping_messages import (
+    Collect,
+    CollectionStatus,
+    DifferenceStatus,
+    Pin,
+    Place,
+    TakeStock,
+)
 from ddfs.control.messages import (
     AddTemplate,
     ChangeLimits,
@@ -149,6 +156,11 @@ class Client:
         """Fetches or copies templates to a primary storage."""
         body = json.dumps(dataclasses.asdict(request)).encode()
         self._request("PUT", "/v1/places", body, SLOW_SECONDS)
+
+    def take_stock(self, fix: bool) -> list[DifferenceStatus]:
+        """Compares disk and catalogue."""
+        message = TakeStock(fix)
+        return self._ask(list[DifferenceStatus], "POST", "/v1/stock", message, SLOW_SECONDS)
 
     def pin(self, request: Pin) -> None:
         """Pins or unpins."""

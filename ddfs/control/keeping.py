@@ -8,10 +8,19 @@ from typing import Protocol
 from fastapi import APIRouter
 
 from ddfs import errors
-from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, Place, StoredStatus
+from ddfs.control.keeping_messages import (
+    Collect,
+    CollectionStatus,
+    DifferenceStatus,
+    Pin,
+    Place,
+    StoredStatus,
+    TakeStock,
+)
 from ddfs.keeping.collector import Collector
 from ddfs.keeping.judgement import Judgement, StoredFile
 from ddfs.keeping.records import Records
+from ddfs.keeping.stocktaking import Stocktaking
 from ddfs.model import Template
 from ddfs.spool.rest import Demand
 from ddfs.templates import Templates
@@ -32,12 +41,23 @@ class Keeping(Protocol):
         """Fetches or copies templates to a primary storage."""
         ...
 
+    async def take_stock(self, request: TakeStock) -> list[DifferenceStatus]:
+        """Compares disk and catalogue."""
+        ...
+
 
 class HostKeeping:
     """Implements :class:`Keeping`."""
 
-    def __init__(self, templates: Templates, collector: Collector, records: Records) -> None:
+    def __init__(
+        self,
+        templates: Templates,
+        collector: Collector,
+        records: Records,
+        stocktaking: Stocktaking,
+    ) -> None:
         self._templates = templates
+        self._stocktaking = stocktaking
         self._collector = collector
         self._records = records
 
@@ -68,6 +88,11 @@ class HostKeeping:
             for template in wanted:
                 await self._templates.wait_published(template)
                 await self._templates.copy(template, request.primary)
+
+    async def take_stock(self, request: TakeStock) -> list[DifferenceStatus]:
+        """Compare, and mend if that is asked."""
+        found = await self._stocktaking.compare(fix=request.fix)
+        return [DifferenceStatus(d.subject, d.problem, d.remedy, d.mended) for d in found]
 
     async def collect(self, request: Collect) -> CollectionStatus:
         """Delete, or look."""
@@ -119,6 +144,11 @@ def routes(keeping: Keeping) -> APIRouter:
     async def place(request: Place) -> None:
         """Has templates on a primary storage, copied from another one or fetched."""
         await keeping.place(request)
+
+    @router.post("/v1/stock")
+    async def take_stock(request: TakeStock) -> list[DifferenceStatus]:
+        """Compares what is on disk with the catalogue, and mends what can be."""
+        return await keeping.take_stock(request)
 
     @router.put("/v1/pins", status_code=204)
     async def pin(request: Pin) -> None:

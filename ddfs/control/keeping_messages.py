@@ -70,6 +70,25 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeStock:
+    """The body of ``POST /v1/stock``: compare disk and catalogue, and mend with ``fix``."""
+
+    __pydantic_config__ = _STRICT
+
+    fix: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceStatus:
+    """A difference; ``remedy`` is what to do, or what was done if it is ``mended``."""
+
+    subject: str
+    problem: str
+    remedy: str
+    mended: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """The body of ``PUT /v1/pins``: names of templates, and whether they shall be pinned."""
 

@@ -32,6 +32,9 @@ _JOURNAL_SUFFIX: Final = ".journal"
 _LOCK_NAME: Final = "lock"
 _PROBE_PREFIX: Final = ".ddfs-probe-"
 
+# Each costs a look at all its bytes.
+MAX_ALIKE: Final = 4
+
 # As model.Manifest.content_id makes them. They become file names, so nothing else may pass.
 _CONTENT_ID: Final = re.compile(r"([a-z0-9-]{1,20}):([0-9a-f]{1,128})")
 
@@ -174,6 +177,24 @@ class DirectoryStorage:
         """The regular file at *path* as it is now; None for anything else. Follows no link."""
         with self._translated(f"cannot look at {path}"):
             return publish.look_at(path)
+
+    def files_of_size(self, size: int) -> list[Path]:
+        """At most ``MAX_ALIKE`` regular files of *size* bytes in the directory.
+
+        One of them may be the very image that somebody wants, put there by hand.
+        """
+        found: list[Path] = []
+        with self._translated("cannot be read"), os.scandir(self.path) as entries:
+            for entry in entries:
+                if len(found) == MAX_ALIKE:
+                    break
+                with contextlib.suppress(FileNotFoundError):
+                    if (
+                        entry.is_file(follow_symlinks=False)
+                        and entry.stat(follow_symlinks=False).st_size == size
+                    ):
+                        found.append(Path(entry.path))
+        return found
 
     def is_intact(self, published: PublishedFile) -> bool:
         """Whether *published* is still the file that was published.

@@ -207,7 +207,10 @@ class Fetch:
             manifest,
         )
         await regain(self._partial, manifest)
-        await plant(self._partial, manifest, self._seeds)
+        # What is in primary storage under another name need not be downloaded. It is copied,
+        # not taken: it may be somebody's disk.
+        alike = await trio.to_thread.run_sync(storage.files_of_size, self.order.size)
+        await plant(self._partial, manifest, (*self._seeds, *alike))
         storage.note_written(content_id, self._partial.bytes_here)
         ask = self._with.grants
         grants = await ask(content_id) if ask is not None else None

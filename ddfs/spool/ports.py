@@ -51,6 +51,9 @@ class Storage(Protocol):
     def identify(self, path: Path) -> PublishedFile | None:
         """What stands at *path*: a regular file, or None."""
 
+    def files_of_size(self, size: int) -> list[Path]:
+        """Some of the files in :attr:`path` that have that size."""
+
     def is_intact(self, published: PublishedFile) -> bool:
         """Whether the file is still the one that was published."""
 

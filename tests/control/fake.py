@@ -22,7 +22,15 @@ from ddfs.control.action_messages import (
     GateFileReport,
     GateReport,
 )
-from ddfs.control.keeping_messages import Collect, CollectionStatus, Pin, Place, StoredStatus
+from ddfs.control.keeping_messages import (
+    Collect,
+    CollectionStatus,
+    DifferenceStatus,
+    Pin,
+    Place,
+    StoredStatus,
+    TakeStock,
+)
 from ddfs.control.messages import (
     AddTemplate,
     ChangeLimits,
@@ -78,6 +86,9 @@ class FakeKeeping:
     async def place(self, request: Place) -> None:
         for name in request.names:
             self._service.template(name)
+
+    async def take_stock(self, request: TakeStock) -> list[DifferenceStatus]:
+        return [DifferenceStatus("/p/a@1.img", "it is gone", "fetch it again", request.fix)]
 
     async def pin(self, request: Pin) -> None:
         for name in request.names:

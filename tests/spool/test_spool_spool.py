@@ -426,3 +426,20 @@ async def test_nobody_starts_a_fetch_into_what_is_being_purged(
             await trio.sleep(0.5)
         assert not host.spool.is_fetching(order.content_id)
         assert lab[url].requests == asked
+
+
+async def test_an_image_under_another_name_is_copied_and_left_alone(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        url = lab.mirror(CONTENT)
+        order = host.knows(manifest_of(CONTENT, [url]))
+        theirs = host.storage.path / "put here by hand.img"
+        theirs.write_bytes(CONTENT)
+        (host.storage.path / "another.img").write_bytes(bytes(len(CONTENT)))
+        host.spool.demand(order)
+        with trio.fail_after(30):
+            published = await host.spool.wait_published(order)
+        assert lab[url].bytes_sent == 0
+        assert Path(published.path).read_bytes() == CONTENT
+        assert theirs.stat().st_mode & 0o777 == 0o644
+        theirs.write_bytes(b"it is still theirs")
+        assert Path(published.path).read_bytes() == CONTENT
