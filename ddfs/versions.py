@@ -100,9 +100,8 @@ def modified_at(field: str | None) -> float | None:
     """A Last-Modified field in POSIX seconds; None for none, and for nonsense."""
     if not field:
         return None
-    from email.utils import (
-        parsedate_to_datetime,
-    )  # slow to import, and `ddfs fetch` has no use for it
+    # Slow to import, and `ddfs fetch` has no use for it.
+    from email.utils import parsedate_to_datetime
 
     try:
         return parsedate_to_datetime(field).timestamp()

@@ -117,19 +117,34 @@ def _finish(partial: PartialFile, destination: Path) -> None:
     with storage_errors(destination):
         os.fchmod(partial.fd, _FINAL_MODE & ~umask)
         os.fsync(partial.fd)
-        _rename_without_replacing(partial.path, destination)
+        if not _is_still_at(partial.path, partial.fd):
+            raise errors.StorageError(
+                f"{partial.path}: was deleted or replaced while it was written; fetch again"
+            )
+        _rename_without_replacing(partial, destination)
         sync_directory(destination.parent)
         partial.discard_journal()
 
 
-def _rename_without_replacing(path: Path, destination: Path) -> None:
+def _is_still_at(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _rename_without_replacing(partial: PartialFile, destination: Path) -> None:
     """Rename, refusing to replace: link() fails where the name is taken.
+
+    What is linked is the open file, whose bytes were verified, whatever its name is by now.
 
     File systems without hard links (FAT, some network file systems) get a check and a
     rename, which leaves a moment in which somebody else's new file could be replaced.
     """
+    path = partial.path
     try:
-        os.link(path, destination)
+        # With a directory given, Python calls linkat(), which can follow that link.
+        os.link(f"/proc/self/fd/{partial.fd}", destination, src_dir_fd=partial.fd)
     except FileExistsError:
         raise errors.NameTakenError(
             f"{destination}: exists by now, and is not overwritten; the data is in {path}"
