@@ -39,6 +39,29 @@ def test_a_copy_is_the_same_and_as_sparse(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_a_copy_shares_its_blocks_where_the_file_system_can(tmp_path: Path) -> None:
+    image, mountpoint = tmp_path / "image", tmp_path / "fs"
+    with image.open("wb") as file:
+        file.truncate(320 * MiB)
+    mountpoint.mkdir()
+    for command in (["mkfs.xfs", "-q", image], ["mount", "-n", "-o", "loop", image, mountpoint]):
+        subprocess.run(command, check=True, capture_output=True)
+    try:
+        source = mountpoint / "source"
+        source.write_bytes(os.urandom(32 * MiB))
+        free = os.statvfs(mountpoint).f_bfree
+        new = disk.NewDisk(mountpoint)
+        assert new.copy(source, nothing) is True
+        new.publish(mountpoint / "copy", replace=False)
+        new.close()
+        assert (mountpoint / "copy").read_bytes() == source.read_bytes()
+        used = (free - os.statvfs(mountpoint).f_bfree) * os.statvfs(mountpoint).f_frsize
+        assert used < 4 * MiB
+    finally:
+        subprocess.run(["umount", "-n", "-l", mountpoint], check=True)
+
+
 def test_a_copy_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(os.urandom(64 * KiB))

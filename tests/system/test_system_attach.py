@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -121,3 +122,20 @@ def test_autostart_starts_each_domain_when_its_templates_are_here(
     host.ddfs("autostart", "disable", "vm1")
     assert "urn:ddfs:autostart" not in libvirtd.virsh("dumpxml", "vm1", "--inactive").stdout
     assert "Autostart:      enable" in libvirtd.virsh("dominfo", "vm1").stdout
+
+
+@pytest.mark.parametrize("name", ["Grüße, 'vm' \"1\" & <2>", "-x", "a b%2Fc?d=e#f"])
+def test_names_of_domains_are_any(
+    host: Host, libvirtd: Libvirtd, guest: Domain, small: Published, name: str
+) -> None:
+    domain = dataclasses.replace(guest, name=name)
+    xml = host.vms / "named.xml"
+    xml.write_text(domain.xml)
+    libvirtd.virsh("undefine", "vm1")
+    libvirtd.virsh("define", xml)
+    assert host.ddfs("gate", "--domain", name, check=False).returncode == 1
+    host.ddfs("autostart", "enable", "--", name)
+    host.ddfs("start", "--", name)
+    wait_until(lambda: small.line in domain.serial_text(), "it boots")
+    assert host.ddfs("gate", "--domain", name).returncode == 0
+    host.ddfs("attach", "--", name, "small", "vdb")
