@@ -21,7 +21,7 @@ from ddfs.cli.source_options import (
     SignatureOption,
     UnverifiedOption,
 )
-from ddfs.cli.text import format_seconds, format_size
+from ddfs.cli.text import format_image_size, format_seconds, format_size
 from ddfs.control.keeping_messages import Place
 from ddfs.control.messages import AddTemplate, TemplateStatus
 from ddfs.names import validate_template_name
@@ -113,7 +113,7 @@ def add(
     if as_json:
         output.print_json(status)
         return
-    print(f"{status.path}: {format_size(status.size)}, {status.state}")
+    print(f"{status.path}: {_size(status)}, {status.state}")
     if status.unverified:
         output.warn("nothing verifies it: what the first fetch brings is what it is, for ever")
     elif status.content_id.startswith(("md5:", "sha-1:")):
@@ -309,6 +309,10 @@ def _watch(session: Session, names: Sequence[str]) -> None:
             time.sleep(WATCH_SECONDS)
 
 
+def _size(status: TemplateStatus) -> str:
+    return format_image_size(status.size, status.packed_size, status.size_is_known)
+
+
 _STATUS_HEADS = ("NAME", "STATE", "HERE", "OF", "SPEED", "LEFT", "LAST ERROR")
 
 
@@ -318,7 +322,7 @@ def _status_row(status: TemplateStatus) -> tuple[str, ...]:
         status.name,
         status.state,
         format_size(status.bytes_here),
-        format_size(status.size),
+        _size(status),
         f"{format_size(status.bytes_per_second)}/s" if is_fetching else "-",
         format_seconds(status.seconds_left),
         status.last_error or "-",
@@ -327,7 +331,7 @@ def _status_row(status: TemplateStatus) -> tuple[str, ...]:
 
 def _list_row(status: TemplateStatus) -> tuple[str, ...]:
     virtual = "-" if status.virtual_size is None else format_size(status.virtual_size)
-    size = format_size(status.size)
+    size = _size(status)
     state = f"{status.state}, pinned" if status.pinned else status.state
     state += ", unverified" if status.unverified else ""
     newer = newer_version(status)
@@ -360,7 +364,7 @@ def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
         ("name", status.name),
         ("path", status.path),
         ("state", status.state),
-        ("here", f"{format_size(status.bytes_here)} of {format_size(status.size)}"),
+        ("here", f"{format_size(status.bytes_here)} of {_size(status)}"),
         ("virtual size", virtual),
         ("content", status.content_id),
         ("source", status.source),

@@ -12,6 +12,13 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
+def format_image_size(size: int, packed_size: int | None, size_is_known: bool) -> str:
+    """The size of an image, or what is known of it while it is packed."""
+    if size_is_known or packed_size is None:
+        return format_size(size)
+    return f"{format_size(packed_size)} packed"
+
+
 def format_size(count: float) -> str:
     """*count* bytes as people read it, for instance ``1.5 GiB``."""
     if count < 1024:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from ddfs import errors
-from ddfs.cli.text import format_seconds, format_size
+from ddfs.cli.text import format_image_size, format_seconds
 from ddfs.control.messages import Problem, TemplateStatus
 from ddfs.control.problems import error_of
 from ddfs.model import SpoolState
@@ -52,7 +52,7 @@ def wait(client: Templates, found: Sequence[TemplateStatus]) -> list[TemplateSta
 
 def describe(status: TemplateStatus) -> str:
     """One line on how it stands with a template."""
-    size = format_size(status.size)
+    size = format_image_size(status.size, status.packed_size, status.size_is_known)
     if status.state == SpoolState.PUBLISHED.value:
         return f"{status.file_name}: here, {size}, {status.published_path}"
     percent = 100 * status.bytes_here // status.size if status.size else 0

@@ -237,6 +237,8 @@ class Host:
             head_is_verified=template.head_is_verified,
             readable_early=template.is_readable_early,
             unverified=is_unverified(template.content_id),
+            packed_size=template.packed_size,
+            size_is_known=template.size_is_known,
             family=template.family,
             version=template.version,
             is_newest=template is self._templates.newest(template.family),

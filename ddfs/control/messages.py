@@ -86,6 +86,9 @@ class TemplateStatus:
     checked_at: float | None = None
     check_every: int | None = None
     unverified: bool = False
+    # What is fetched, where that is packed; without a known size, ``size`` is that one.
+    packed_size: int | None = None
+    size_is_known: bool = True
     # The primary storages on which it is published, the one of published_path first.
     primaries: tuple[str, ...] = ()
 

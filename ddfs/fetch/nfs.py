@@ -197,7 +197,7 @@ class NfsFile:
 
 
 def _opened(address: NfsAddress, server: str, stop: Callable[[], bool]) -> tuple[_Session, int]:
-    first: ElsewhereError | None = None
+    told: ElsewhereError | None = None
     for version in (4, 3):
         session = _Session(version, address.port)
         try:
@@ -207,14 +207,16 @@ def _opened(address: NfsAddress, server: str, stop: Callable[[], bool]) -> tuple
             return session, session.open(os.fsencode("/" + address.name), stop)
         except ElsewhereError as error:
             session.destroy()
-            first = first or error
+            # A refusal says more than that the other version is not spoken.
+            if told is None or error.kind is FailureKind.FINAL:
+                told = error
             if stop() or isinstance(error, _SilentError):
                 break
         except BaseException:
             session.destroy()
             raise
-    assert first is not None
-    raise first
+    assert told is not None
+    raise told
 
 
 class _Session:

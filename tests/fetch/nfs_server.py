@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Final
 
 _CONFIGURATION: Final = """
-NFS_CORE_PARAM {{ NFS_Port = {port}; Bind_addr = 127.0.0.1; Protocols = 4;
+NFS_CORE_PARAM {{ NFS_Port = {port}; Protocols = 4;
     Enable_NLM = false; Enable_RQUOTA = false; }}
 NFSv4 {{ Graceless = true; RecoveryBackend = fs; RecoveryRoot = "{work}/recovery"; }}
-EXPORT {{ Export_Id = 1; Path = {export}; Pseudo = /export; Access_Type = RO;
+EXPORT {{ Export_Id = 1; Path = {export}; Pseudo = /export; Access_Type = None;
+    CLIENT {{ Clients = 127.0.0.1; Access_Type = RO; }}
     Squash = None; SecType = sys; Protocols = 4; FSAL {{ Name = VFS; }} }}
 LOG {{ Default_Log_Level = EVENT; }}
 """
