@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ddfs import config, errors
 from ddfs.cli import doctor_host, output
 from ddfs.cli.session import Session
 from ddfs.cli.text import format_size, one_line
+from ddfs.fetch import certificates
 from ddfs.model import GiB
 
 OK: Final = "ok"
@@ -36,6 +38,9 @@ VIRSH_SECONDS: Final = 10.0
 
 # The hook's answer to doctor takes a tenth of a second.
 HOOK_SECONDS: Final = 10.0
+
+# Time to get another one from those who know how.
+EXPIRES_SOON_DAYS: Final = 30
 
 LIBVIRT_HOOKS: Final = Path("/etc/libvirt/hooks")
 FUSE_DEVICE: Final = Path("/dev/fuse")
@@ -83,6 +88,7 @@ def examine(session: Session) -> Iterator[Finding]:
     for name, primary in settings.primary.items():
         yield primary_storage(name, primary)
     yield pool(settings, _virsh)
+    yield from authorities(certificates.directory_of(settings.state_dir), time.time())
 
 
 def host_findings(session: Session) -> Iterator[Finding]:
@@ -102,6 +108,28 @@ def host_findings(session: Session) -> Iterator[Finding]:
         return
     addresses = [t.source for t in known] + [m.url for t in known for m in t.mirrors]
     yield from mirrors(doctor_host.servers_of(addresses))
+
+
+def authorities(directory: Path, now: float) -> Iterator[Finding]:
+    """Whether the certificates that were added are in force, and for how long yet."""
+    try:
+        files = certificates.added(directory)
+    except errors.StorageError as error:
+        yield Finding("certificates", WARN, str(error))
+        return
+    for file in files:
+        check = f"certificate {file.name}"
+        if file.problem is not None:
+            yield Finding(check, FAIL, f"{file.problem}; ddfs ca remove {file.name}")
+        for certificate in file.certificates:
+            left = certificate.days_left(now)
+            if left < 0:
+                text = f"{certificate.subject} has expired; ddfs ca remove {file.name}"
+                yield Finding(check, FAIL, text)
+            elif left < EXPIRES_SOON_DAYS:
+                yield Finding(check, WARN, f"{certificate.subject} expires in {left} days")
+            else:
+                yield Finding(check, OK, f"{certificate.subject}, {left} days left")
 
 
 def libvirt_sees(mountpoint: Path, hooks: Path) -> Iterator[Finding]:

@@ -25,8 +25,10 @@ from ddfs.fetch.address import Address
 # as many templates that have certificates of their own, and then made again.
 _MAX_KEPT: Final = 64
 
-# Files are looked at, and contexts made: in a thread, one at a time.
-_LIMITER: Final = trio.CapacityLimiter(1)
+# Files are looked at, and contexts made, in threads. Those that templates name may be on a
+# disk that hangs, which must not hold up the others.
+_OWN_FILES: Final = trio.CapacityLimiter(1)
+_DECLARED_FILES: Final = trio.CapacityLimiter(4)
 
 _Key = tuple[object, ...]
 
@@ -45,14 +47,15 @@ class Trust:
         """
         certificate = grants.certificates.get(address.origin)
         make = partial(self._context, grants.ca_files, certificate)
-        return await trio.to_thread.run_sync(make, limiter=_LIMITER)
+        limiter = _DECLARED_FILES if grants.ca_files or certificate else _OWN_FILES
+        return await trio.to_thread.run_sync(make, limiter=limiter)
 
     async def check(self, grants: Grants) -> None:
         """Raises :class:`errors.InvalidValueError` for a file of *grants* that cannot be used."""
         for certificate in {None, *grants.certificates.values()}:
             if certificate is not None or grants.ca_files:
                 make = partial(self._context, grants.ca_files, certificate)
-                await trio.to_thread.run_sync(make, limiter=_LIMITER)
+                await trio.to_thread.run_sync(make, limiter=_DECLARED_FILES)
 
     def _context(
         self, ca_files: Sequence[str], certificate: ClientCertificate | None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import trustme
 
 from ddfs.cli.arguments import secrets_in
+from ddfs.cli.doctor import authorities
 from ddfs.cli.fetch_request import FetchRequest, parse
+from ddfs.fetch.certificates import added
 from tests.cli.conftest import Ddfs
 from tests.control.fake import FakeService, RunningDaemon
 
@@ -72,3 +75,18 @@ def test_authorities(ddfs: Ddfs, tmp_path: Path) -> None:
     refused = ddfs("ca", "add", str(path))
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == f"ddfs: {path}: no PEM certificate in it\n"
+
+
+def test_doctor_looks_at_authorities(tmp_path: Path) -> None:
+    (tmp_path / "broken.pem").write_text("nonsense")
+    trustme.CA(organization_name="lab").cert_pem.write_to_path(str(tmp_path / "lab.pem"))
+    broken, good = authorities(tmp_path, time.time())
+    assert (broken.level, good.level) == ("fail", "ok")
+    assert "ddfs ca remove broken" in broken.text
+    expires_at = added(tmp_path)[1].certificates[0].expires_at
+    _, soon = authorities(tmp_path, expires_at - 3.5 * 86400)
+    assert soon.level == "warn"
+    assert soon.text.endswith(" expires in 3 days")
+    _, late = authorities(tmp_path, expires_at + 1)
+    assert late.level == "fail"
+    assert list(authorities(tmp_path / "none", 0.0)) == []

@@ -362,6 +362,17 @@ async def test_a_mirror_that_a_public_document_names_is_not_on_this_host(tmp_pat
         await fetch(named_from(manifest, ""), tmp_path / "e", transport=allowing)
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "[::ffff:127.0.0.1]",
+             "[::1]", "0.0.0.0", "169.254.169.254", "[fe80::1]", "[64:ff9b::7f00:1]"],
+)  # fmt: skip
+async def test_no_way_of_writing_an_address_gets_around_that(host, tmp_path):
+    said = await failure_of(
+        named_from(manifest_of(CONTENT, [f"http://{host}:9/x"]), ""), tmp_path / "a"
+    )
+    assert "was named from elsewhere" in said
+
+
 async def test_a_document_may_name_the_network_that_it_came_from():
     async with MirrorLab() as lab, Transport() as transport:
         mirror = lab.mirror(CONTENT)
