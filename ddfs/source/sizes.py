@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 import trio
 
@@ -19,13 +20,17 @@ _PATIENCE_SECONDS: Final = 4.0
 
 
 async def agreed_size(candidates: Sequence[Mirror], documents: Documents) -> int:
-    """The size that two mirrors agree on, or the only mirror's word.
+    """The size that two servers agree on, or the only server's word.
 
+    Mirrors with the same host and port are one server: it would only agree with itself.
     Two are asked at once, and the next when one has failed, disagrees or is slow: a dead one
     costs a time-out, and all of them one after the other more than anybody waits.
     """
-    asked = candidates[:_MAX_MIRRORS_ASKED]
-    poll = _Poll(min(2, len(candidates)), documents)
+    first_of = {_server_of(mirror): mirror.url for mirror in reversed(candidates)}
+    firsts = set(first_of.values())
+    # Stable: the best of each server, then what else there is.
+    asked = sorted(candidates, key=lambda mirror: mirror.url not in firsts)[:_MAX_MIRRORS_ASKED]
+    poll = _Poll(min(2, len(firsts)), documents)
     async with trio.open_nursery() as nursery:
         for number, mirror in enumerate(asked):
             poll.begin(nursery, mirror)
@@ -52,6 +57,13 @@ async def agreed_size(candidates: Sequence[Mirror], documents: Documents) -> int
     )
 
 
+def _server_of(mirror: Mirror) -> tuple[str | None, int | None]:
+    """The host and port; of an https and an http address of one host they differ."""
+    parts = urlsplit(mirror.url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.hostname, port
+
+
 class _Poll:
     """What mirrors answered so far. ``size`` is what enough of them agree on."""
 
@@ -63,12 +75,17 @@ class _Poll:
         self._order: list[str] = []
         self._failures: list[errors.MirrorError] = []
         self._answers: dict[int, list[str]] = {}
+        self._voted: set[tuple[int, tuple[str | None, int | None]]] = set()
         self._changed = trio.Event()
 
     @property
     def lacking(self) -> int:
         """How many more answers would settle it, if they agree."""
-        return self.needed - max((len(urls) for urls in self._answers.values()), default=0)
+        return self.needed - max((self._votes(size) for size in self._answers), default=0)
+
+    def _votes(self, size: int) -> int:
+        """How many servers say so."""
+        return sum(said == size for said, _ in self._voted)
 
     def begin(self, nursery: trio.Nursery, mirror: Mirror) -> None:
         """Ask one mirror, as a task of *nursery*."""
@@ -84,9 +101,9 @@ class _Poll:
         except errors.MirrorError as error:
             self._failures.append(error)
         else:
-            urls = self._answers.setdefault(size, [])
-            urls.append(mirror.url)
-            if len(urls) == self.needed and self.size is None:
+            self._answers.setdefault(size, []).append(mirror.url)
+            self._voted.add((size, _server_of(mirror)))
+            if self._votes(size) >= self.needed and self.size is None:
                 self.size = size
         finally:
             self.open_questions -= 1

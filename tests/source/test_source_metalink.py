@@ -378,11 +378,15 @@ async def test_a_liar_is_blamed_and_only_what_is_missing_is_asked_again():
 
 
 class Sluggish(Web):
-    """Some hosts take their time, in seconds, for every range."""
+    """Some hosts take their time, in seconds, for every range and size."""
 
     def __init__(self, seconds: dict[str, float], **files: bytes) -> None:
         super().__init__(**files)
         self._seconds = {f"http://{host}.example/a": value for host, value in seconds.items()}
+
+    async def size_of(self, url: str) -> int:
+        await trio.sleep(self._seconds.get(url, 0.0))
+        return await super().size_of(url)
 
     async def read_range(self, url: str, wanted: ByteRange, *, size: int | None) -> bytes:
         await trio.sleep(self._seconds.get(url, 0.0))
@@ -438,3 +442,29 @@ async def test_the_head_of_nothing():
 async def test_no_head_before_the_size():
     with pytest.raises(ValueError, match="before the size is known"):
         await source.read_head(manifest("a", has_size=False), Web())
+
+
+async def test_two_mirrors_of_one_server_do_not_agree_with_each_other():
+    web = Web(a=b"x", b=CONTENT, c=CONTENT)
+    web.files["http://a.example/again"] = b"x"
+    described = manifest("a", "b", "c", has_size=False)
+    again = Mirror("http://a.example:80/again", 1)
+    with_again = dataclasses.replace(described, mirrors=(again, *described.mirrors))
+    web.files[META] = text(with_again)
+    assert (await resolve(META, web)).size == len(CONTENT)
+    # A server that stands alone, under however many addresses, is the only one.
+    alone = dataclasses.replace(described, mirrors=(described.mirrors[0], again))
+    web.files[META] = text(alone)
+    assert (await resolve(META, web)).size == 1
+
+
+@pytest.mark.parametrize("silent", [1, 2, 6])
+async def test_silent_mirrors_do_not_keep_the_size_to_themselves(
+    silent: int, autojump_clock: MockClock
+):
+    hosts = [f"silent{number}" for number in range(silent)]
+    web = Sluggish(dict.fromkeys(hosts, math.inf), good=CONTENT, fine=CONTENT)
+    web.files[META] = text(manifest(*hosts, "good", "fine", has_size=False))
+    began = trio.current_time()
+    assert (await resolve(META, web)).size == len(CONTENT)
+    assert trio.current_time() - began <= 4.0 * silent
