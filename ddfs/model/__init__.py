@@ -308,13 +308,15 @@ class Manifest:
         return Grid(self.size, own)
 
 
-def unverified_id(url: str, size: int, validator: str) -> str:
+def unverified_id(url: str, size: int, validator: str, member: str | None = None) -> str:
     """The content id of what is at *url*, as long as its server says the same of it.
 
     *validator* is what changes when the file does. It is part of the name, so that what is
-    published there later is other content.
+    published there later is other content. *member* is the file in it, if it is an archive;
+    the name without it begins the name with it.
     """
-    return _UNVERIFIED + hashlib.sha256(f"{size} {validator!r} {url}".encode()).hexdigest()
+    name = _UNVERIFIED + hashlib.sha256(f"{size} {validator!r} {url}".encode()).hexdigest()
+    return name if member is None else f"{name}-{hashlib.sha256(member.encode()).hexdigest()[:16]}"
 
 
 def is_unverified(content_id: str) -> bool:

@@ -125,7 +125,7 @@ async def _image(
             "--checksum-url URL, or the address of a metalink; or take what comes, and only "
             "that from then on, with --unverified"
         )
-    return _unverified(manifest, described.validator)
+    return _unverified(manifest, described.validator, declaration)
 
 
 def _refuse_what_says_nothing(declaration: Declaration, ring: str | None) -> None:
@@ -142,16 +142,17 @@ def _refuse_what_says_nothing(declaration: Declaration, ring: str | None) -> Non
         )
 
 
-def _unverified(manifest: Manifest, validator: str) -> Manifest:
+def _unverified(manifest: Manifest, validator: str, declaration: Declaration) -> Manifest:
     """*manifest* without a hash, bound to the state of its one address."""
     assert manifest.size is not None
     url = manifest.mirrors[0].url
     note = "unverified: nothing says what its bytes must be; those of the first fetch are kept"
     if not validator:
         note += ". Its server does not say when it changes"
+    member = declaration.file if checks.is_archive(declaration.source) else None
     return dataclasses.replace(
         manifest,
-        unverified_id=unverified_id(url, manifest.size, validator),
+        unverified_id=unverified_id(url, manifest.size, validator, member),
         notes=(*manifest.notes, note),
     )
 

@@ -226,7 +226,17 @@ def iso(*, mbr: bool = False, signature: bytes = b"\x01CD001\x01") -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("data", [iso(), iso(mbr=True), iso(signature=b"\0BEA01\x01")])
+def hybrid_with_gpt() -> bytes:
+    """As xorriso and isohybrid make them: a protective MBR and a GPT before the volume."""
+    data = bytearray(iso(mbr=True))
+    data[450] = 0xEE
+    data[512:520] = b"EFI PART"
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data", [iso(), iso(mbr=True), hybrid_with_gpt(), iso(signature=b"\0BEA01\x01")]
+)
 def test_isos_hybrid_ones_too(data: bytes) -> None:
     for claimed in (None, ImageFormat.ISO):
         facts = inspect_head(data[:HEAD_LENGTH], size=len(data), claimed=claimed)

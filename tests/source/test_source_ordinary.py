@@ -288,6 +288,17 @@ async def test_unverified_is_bound_to_what_the_server_says_of_it():
     assert "does not say when it changes" in (await resolve(web, unverified=True)).notes[0]
 
 
+async def test_files_of_one_unverified_archive_are_several_contents():
+    web = site()
+    url = "https://origin.example/disks.zip"
+    web.files[url] = CONTENT
+    names = [
+        (await resolve(web, url, unverified=True, file=f)).content_id for f in (None, "a", "b")
+    ]
+    assert len(set(names)) == 3
+    assert all(name.startswith(names[0]) for name in names)
+
+
 async def test_what_is_offered_verifies_also_the_unverified():
     web = site()
     web.headers[URL] = {"digest": FIELD}
