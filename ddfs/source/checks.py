@@ -12,7 +12,7 @@ import trio
 
 from ddfs import errors
 from ddfs.declaration import Declaration
-from ddfs.metalink import checksums, mirrors
+from ddfs.metalink import mirrors
 from ddfs.model import Digest
 from ddfs.source.location import USABLE_SCHEMES, joined
 from ddfs.source.ports import Documents
@@ -49,6 +49,8 @@ async def checksum_digests(
     """
     if declaration.checksum_url is None:
         return ()
+    from ddfs.metalink import checksums  # 2 ms, for those alone who have such a file
+
     address = absolute(declaration.checksum_url, declaration.source)
     try:
         checksums.refuse_other_kinds(address)
@@ -82,6 +84,7 @@ async def signed(
     if keyring is None:
         return document
     from ddfs import signature  # brings subprocess: for those alone who have keys
+    from ddfs.metalink import checksums
 
     if declaration.signature is None and checksums.is_clear_signed(document):
         return await signature.signed_text(document, keyring)

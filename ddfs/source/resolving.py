@@ -15,7 +15,7 @@ from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.metalink import mirrors, names
 from ddfs.model import Digest, Grid, Manifest, unverified_id
-from ddfs.source import checks, ordinary
+from ddfs.source import checks
 from ddfs.source import documents as reading
 from ddfs.source.location import located, uri_of
 from ddfs.source.packing import with_packing
@@ -107,6 +107,8 @@ async def _image(
     """The image at an ordinary address."""
     address, url = declaration.source, uri_of(declaration.source)
     _refuse_what_says_nothing(declaration, ring)
+    from ddfs.source import ordinary  # 3 ms that a metalink does not need
+
     # First, since it may refuse the image without any request to its server.
     found = await checks.checksum_digests(declaration, urlsplit(url).path, documents, ring)
     known = _agreeing((*found, *([declaration.checksum] if declaration.checksum else ())), address)
