@@ -130,6 +130,9 @@ async def _with_metalink(
     passed over: the hashes that are known decide.
     """
     try:
+        if manifest.mirrors[0].url.startswith("https:") and described_by.startswith("http:"):
+            # Whoever is on the way could then say what the file is.
+            raise errors.DocumentError(f"{described_by} leads from https to http")
         found = await documents.read_document(described_by, max_bytes=limits.MAX_DOCUMENT_BYTES)
         described = await _described(found.data, found.url, manifest.name, location)
         _refuse_contradiction(described, manifest)

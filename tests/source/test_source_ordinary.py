@@ -239,6 +239,18 @@ async def test_the_metalink_that_the_server_names_is_read():
         assert found.notes[0].startswith("the metalink that its server names was passed over")
 
 
+async def test_a_metalink_over_http_says_nothing_of_an_image_over_https():
+    web = site()
+    plain = META.replace("https:", "http:")
+    web.files[plain] = text(manifest("m1"))
+    field = f'<{plain}>; rel=describedby; type="application/metalink4+xml"'
+    web.headers[URL] = {"link": field}
+    with pytest.raises(errors.RequestError, match="an image needs a hash"):
+        await resolve(web)
+    assert ("document", plain) not in web.requests
+    assert "leads from https to http" in (await resolve(web, checksum=SHA256)).notes[0]
+
+
 async def test_the_fields_of_a_redirect_of_the_origin_count_and_those_of_a_mirror_do_not():
     web = Web()
     mirror = "http://mirror.example/a.img"
