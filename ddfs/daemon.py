@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ from ddfs.control.host import Host, HostFigures
 from ddfs.control.keeping import HostKeeping
 from ddfs.control.later import LaterStarts
 from ddfs.control.metrics import HostMetrics
+from ddfs.control.verifying import verify_routes
 from ddfs.control.versioning import Versioning, version_routes
 from ddfs.fetch import certificates
 from ddfs.fetch.access import Grants
@@ -51,6 +52,7 @@ from ddfs.spool.fetching import Surroundings
 from ddfs.spool.room import MakeRoom
 from ddfs.spool.spool import Spool
 from ddfs.templates import Templates
+from ddfs.templates.verification import Verifications
 from ddfs.templates.versions import Versions
 from ddfs.virt.autostart import Autostart
 from ddfs.virt.connection import Libvirt
@@ -121,16 +123,17 @@ async def _serve_on(
     records = Records(catalogue.keeping, ledger_limiter)
     await records.load()
     async with _transport(settings) as transport, trio.open_nursery() as fetching:
+        surroundings = _surroundings(
+            settings,
+            storage,
+            catalogue,
+            heads,
+            transport,
+            ledger_limiter,
+            lambda *wanted: collector.make_room(*wanted),
+        )
         spool = Spool(
-            _surroundings(
-                settings,
-                storage,
-                catalogue,
-                heads,
-                transport,
-                ledger_limiter,
-                lambda *wanted: collector.make_room(*wanted),
-            ),
+            surroundings,
             on_change=changes.content_changed,
             on_use=records.note_use,
             others=others,
@@ -164,25 +167,16 @@ async def _serve_on(
             later.add if settings.gate.then == "start" else None,
             versions.state,
         )
+        verifications = Verifications(templates, catalogue.families, surroundings)
         versioning = Versioning(templates, versions, host.status_of, host.remove_one)
         sockets = settings.socket, settings.reader_socket, settings.socket_group
-        more = [version_routes(versioning)]
+        more = [version_routes(versioning), verify_routes(templates, verifications)]
         serve = functools.partial(server.serve, host, *sockets, more=more)
         changes.show(pool, templates)
-        async with trio.open_nursery() as mounted:
-            await mounted.start(pool.serve)
-            async with trio.open_nursery() as serving:
-                await serving.start(changes.run)
-                await serving.start(later.run)
-                serving.start_soon(keeper.run)
-                serving.start_soon(records.run)
-                serving.start_soon(stocktaking.at_start)
-                serving.start_soon(versions.run)
-                await serving.start(serve)
-                told = f"{settings.templates_dir}, {len(templates.all())} templates"
-                await _wait_for_the_end(serving, signals, told)
-                serving.cancel_scope.cancel()
-            await pool.close()
+        told = f"{settings.templates_dir}, {len(templates.all())} templates"
+        before = changes.run, later.run, verifications.run, serve
+        beside = keeper.run, records.run, stocktaking.at_start, versions.run
+        await _serve_mounted(pool, before, beside, told, signals)
         fetching.cancel_scope.cancel()
 
 
@@ -256,6 +250,26 @@ def _templates(
     versions = Versions(templates, catalogue.families, catalogue, ledger_limiter=ledger_limiter)
     spool.explain = versions.explain
     return templates, versions
+
+
+async def _serve_mounted(
+    pool: TemplatePool,
+    before: Sequence[Callable[..., Awaitable[object]]],
+    beside: Sequence[Callable[[], Awaitable[object]]],
+    status: str,
+    signals: AsyncIterator[int],
+) -> None:
+    """Mount, start what has to run *before* the daemon is there, and what runs *beside*."""
+    async with trio.open_nursery() as mounted:
+        await mounted.start(pool.serve)
+        async with trio.open_nursery() as serving:
+            for task in beside:
+                serving.start_soon(task)
+            for needed in before:
+                await serving.start(needed)
+            await _wait_for_the_end(serving, signals, status)
+            serving.cancel_scope.cancel()
+        await pool.close()
 
 
 async def _wait_for_the_end(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from ddfs import errors, model
-from ddfs.cli import apply, output, versions, waiting
+from ddfs.cli import apply, output, verify, versions, waiting
 from ddfs.cli.access_options import for_daemon, warn_of_exposed, with_access
 from ddfs.cli.paths import absolute
 from ddfs.cli.session import JsonOption, Session, complete_template, session_of
@@ -192,6 +192,7 @@ def remove(
 group.command(epilog="Example: ddfs template check")(versions.check)
 group.command(epilog="Example: ddfs template update debian-12")(versions.update)
 group.command(epilog="Example: ddfs template apply /etc/ddfs/templates.d --diff")(apply.apply)
+group.command(epilog="Example: ddfs template verify debian-12 --repair")(verify.verify)
 group.command(epilog="Example: ddfs template export > templates.toml")(apply.export)
 
 

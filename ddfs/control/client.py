@@ -57,6 +57,8 @@ from ddfs.control.version_messages import (
     SourceCheck,
     Updated,
     UpdateTemplate,
+    Verification,
+    Verify,
 )
 
 T = TypeVar("T")
@@ -200,6 +202,19 @@ class Client:
         """Makes a version of what the source is now."""
         path = f"/v1/templates/{quote(name, safe='')}/update"
         return self._ask(Updated, "POST", path, request, SLOW_SECONDS)
+
+    def verify(self, name: str, *, repair: bool) -> Verification:
+        """Begins to verify what is in primary storage; does not wait."""
+        path = f"/v1/templates/{quote(name, safe='')}/verify"
+        return self._ask(Verification, "POST", path, Verify(repair))
+
+    def verification(self, name: str) -> Verification:
+        """How far that is."""
+        return self._ask(Verification, "GET", f"/v1/templates/{quote(name, safe='')}/verify")
+
+    def cancel_verification(self, name: str) -> Verification:
+        """Ends it."""
+        return self._ask(Verification, "DELETE", f"/v1/templates/{quote(name, safe='')}/verify")
 
     def declared(self) -> Declared:
         """What is declared about every name, secrets included."""

@@ -54,6 +54,44 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
+class Verify:
+    """The body of ``POST /v1/templates/{name}/verify``: only look, or put right as well?"""
+
+    __pydantic_config__ = _STRICT
+
+    repair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedBytes:
+    """Bytes ``start`` to ``end`` - 1 of a published file."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How far a verification is. ``stage`` is ``verifying`` or ``repairing`` while it runs, then
+    ``sound``, ``damaged``, ``repaired``, ``error`` (with ``error`` and its kind) or
+    ``cancelled``.
+
+    ``damaged`` is what was found damaged at its beginning; all bytes, with ``can_tell``
+    false, where nothing tells which they are.
+    """
+
+    name: str
+    path: str | None
+    stage: str
+    size: int
+    bytes_done: int
+    damaged: tuple[DamagedBytes, ...] = ()
+    can_tell: bool = True
+    error: str | None = None
+    error_kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Declared:
     """What is declared about all names, as it would be registered anew, secrets included."""
 

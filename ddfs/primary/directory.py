@@ -14,13 +14,13 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from ddfs import errors
-from ddfs.model import MiB, PublishedFile
-from ddfs.primary import kernel, publish
+from ddfs.model import ByteRange, MiB, PublishedFile
+from ddfs.primary import kernel, mend, publish
 from ddfs.primary.room import Ledger, Room
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ class DirectoryStorage:
         self._partial_dir = self._find_partial_dir()
         self._lock_fd = self._lock(self._partial_dir / _LOCK_NAME)
         self._sweep_probes()
+        with self._translated("cannot finish mending a file"):
+            mend.finish_all(self._partial_dir)
 
     def close(self) -> None:
         """Let go of the lock; partial files stay."""
@@ -215,6 +217,19 @@ class DirectoryStorage:
             self._count_no_more(published)
         return is_intact
 
+    def mend(self, published: PublishedFile, source: int, ranges: Sequence[ByteRange]) -> None:
+        """Write *ranges*, which the descriptor *source* has at the same places, into it.
+
+        In place, because a running QEMU has the inode open; the caller has verified the
+        bytes. It stays the file that was published, also after a crash in the middle.
+        """
+        path = Path(published.path)
+        if not self.is_intact(published):
+            raise errors.StorageError(f"{path} is not the file that ddfs put there any more")
+        mark = self.partial_dir / (path.name + mend.MARK_SUFFIX)
+        with self._translated(f"cannot mend {path}"):
+            mend.mend(published, mark, source, ranges)
+
     def purge(self, published: PublishedFile) -> None:
         """Delete *published*; gone already is fine, another file in its place is refused."""
         path = Path(published.path)
@@ -226,7 +241,7 @@ class DirectoryStorage:
                 f"{path} is not the file that ddfs put there any more; it was not deleted"
             )
         with self._translated(f"cannot delete {path}"):
-            _unlink_immutable(path)
+            kernel.unlink_immutable(path)
             kernel.sync_directory(path.parent)
         self._count_no_more(published)
 
@@ -386,7 +401,7 @@ class DirectoryStorage:
         except FileExistsError:
             is_new = False
         try:
-            _own(directory)
+            kernel.own(directory)
             self._move_probe(directory)
         except OSError:
             if is_new:
@@ -468,30 +483,6 @@ def _file_name(name: str) -> str:
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise ValueError(f"not a file name: {name!r}")
     return name
-
-
-def _own(directory: Path) -> None:
-    """Refuse a directory that somebody else could have put there, and close it to others."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.fstat(fd).st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, f"{directory} belongs to another user")
-        os.fchmod(fd, 0o700)
-    finally:
-        os.close(fd)
-
-
-def _unlink_immutable(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        kernel.set_immutable(fd, False)
-        try:
-            os.unlink(path)
-        except OSError:
-            kernel.set_immutable(fd, True)
-            raise
-    finally:
-        os.close(fd)
 
 
 def _megabytes(count: int) -> str:

@@ -117,3 +117,28 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def own(directory: Path) -> None:
+    """Refuse a directory that somebody else could have put there, and close it to others."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"{directory} belongs to another user")
+        os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
+
+
+def unlink_immutable(path: Path) -> None:
+    """Delete a protected file; after a failure it is protected as before."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        set_immutable(fd, False)
+        try:
+            os.unlink(path)
+        except OSError:
+            set_immutable(fd, True)
+            raise
+    finally:
+        os.close(fd)

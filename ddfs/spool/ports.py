@@ -6,11 +6,19 @@ small and local, and :meth:`Storage.note_written`, which only counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ddfs.model import Digest, ImageFormat, Manifest, Packing, PublishedFile, SpoolReference
+from ddfs.model import (
+    ByteRange,
+    Digest,
+    ImageFormat,
+    Manifest,
+    Packing,
+    PublishedFile,
+    SpoolReference,
+)
 
 
 class Storage(Protocol):
@@ -56,6 +64,9 @@ class Storage(Protocol):
 
     def is_intact(self, published: PublishedFile) -> bool:
         """Whether the file is still the one that was published."""
+
+    def mend(self, published: PublishedFile, source: int, ranges: Sequence[ByteRange], /) -> None:
+        """Write verified bytes into it, in place; *source* has them at the same places."""
 
     def purge(self, published: PublishedFile) -> None:
         """Delete it."""

@@ -1,0 +1,170 @@
+"""Damaged pieces of a published file, fetched alone and put in their place.
+
+The good bytes are gathered in a file without a name: from other files of this host that have
+the piece at the same place (another version, for instance), else from the mirrors, by the
+engine that fetches everything. Only pieces whose hash holds are then written into the
+published file itself: a QEMU that runs has that inode open, and what it would read there is
+wrong already, so that it gets true bytes without a restart. A file of that name with another
+inode would mend only what starts later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from ddfs import errors
+from ddfs.fetch.events import FetchEvent
+from ddfs.fetch.transfer import PieceRecord, Transfer
+from ddfs.model import ByteRange, Manifest, PieceMap, PublishedFile
+from ddfs.spool.examine import Findings
+from ddfs.spool.fetching import Surroundings
+from ddfs.spool.partial import storage_errors
+from ddfs.spool.room import reserve
+
+# Reading other files, and writing into the published one.
+_LIMITER = trio.CapacityLimiter(2)
+
+
+class Patch:
+    """The good bytes, in a sparse file that nobody else sees; a fetch's Target.
+
+    Pieces that are not damaged count as held, and are not in it.
+    """
+
+    def __init__(self, directory: Path, size: int, held: Sequence[int]) -> None:
+        """Blocks. Raises :class:`errors.StorageError`."""
+        self._held = list(held)
+        self.path = directory
+        with storage_errors(directory):
+            name = directory / f".ddfs-patch-{os.getpid()}-{id(self)}"
+            self.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.unlink(name)
+                os.ftruncate(self.fd, size)
+            except BaseException:
+                os.close(self.fd)
+                raise
+
+    def journaled(self) -> Sequence[PieceRecord]:
+        """The pieces that need not be fetched."""
+        return [PieceRecord(piece, "", b"") for piece in self._held]
+
+    def hold(self, piece: int) -> None:
+        """A piece was copied into it, and is right."""
+        self._held.append(piece)
+
+    async def commit(self, records: Sequence[PieceRecord]) -> None:
+        """Nothing: after a crash it is gone, and is made anew."""
+
+    async def forget(self, pieces: Sequence[int]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """It is gone."""
+        os.close(self.fd)
+
+
+async def repair(
+    published: PublishedFile,
+    manifest: Manifest,
+    pieces: PieceMap | None,
+    findings: Findings,
+    others: Sequence[Path],
+    surroundings: Surroundings,
+) -> None:
+    """Put right what *findings* says is damaged in *published*.
+
+    *others* are files that may have the bytes. Raises what a fetch raises: then the file
+    is as damaged as before, or less. Cancelled, too.
+    """
+    if manifest.packing is not None:
+        raise errors.InvalidValueError(
+            f"{manifest.name} is published unpacked, so that no mirror has its pieces; stop who "
+            "uses it, then remove it with --purge and add it again"
+        )
+    storage, content_id, size = surroundings.storage, manifest.content_id, findings.grid.size
+    held = sorted(set(range(findings.grid.count)) - set(findings.damaged))
+    needed = sum(len(each) for each in findings.ranges)
+    await reserve(storage, content_id, needed, surroundings.make_room)
+    patch = None
+    try:
+        directory = storage.partial_path(content_id).parent
+        patch = await trio.to_thread.run_sync(Patch, directory, size, held)
+        if pieces is not None:
+            await _copy_from(others, patch, pieces, findings)
+        await _fetch(manifest, pieces, patch, surroundings)
+        await trio.to_thread.run_sync(
+            storage.mend, published, patch.fd, findings.ranges, limiter=_LIMITER
+        )
+    finally:
+        storage.release(content_id)
+        if patch is not None:
+            patch.close()
+
+
+async def _fetch(
+    manifest: Manifest, pieces: PieceMap | None, patch: Patch, surroundings: Surroundings
+) -> None:
+    if pieces is not None:
+        # Each piece is proved by its hash; the whole file is not in the patch.
+        manifest = replace(manifest, digests=(), pieces=pieces)
+    grants = None
+    if surroundings.grants is not None:
+        grants = await surroundings.grants(manifest.content_id)
+    transfer = Transfer(
+        manifest,
+        patch,
+        surroundings.transport,
+        observer=_ignore,
+        location=surroundings.location,
+        grants=grants,
+    )
+    await transfer.run()
+
+
+def _ignore(_event: FetchEvent) -> None:
+    """Nobody watches the single pieces of a repair."""
+
+
+async def _copy_from(
+    others: Sequence[Path], patch: Patch, pieces: PieceMap, findings: Findings
+) -> None:
+    """Take what other files have at the same place; one that cannot be read has nothing."""
+
+    def copy() -> list[int]:
+        taken: list[int] = []
+        for path in others:
+            try:
+                with path.open("rb", buffering=0) as other:
+                    for piece in findings.damaged:
+                        if piece not in taken and _copied(
+                            other.fileno(), patch, pieces, findings, piece
+                        ):
+                            taken.append(piece)
+            except OSError:
+                continue
+        return taken
+
+    for piece in await trio.to_thread.run_sync(copy, limiter=_LIMITER):
+        patch.hold(piece)
+
+
+def _copied(other: int, patch: Patch, pieces: PieceMap, findings: Findings, piece: int) -> bool:
+    trio.from_thread.check_cancelled()
+    where: ByteRange = findings.grid.bytes_of(piece)
+    data = os.pread(other, len(where), where.start)
+    hasher = pieces.algorithm.hasher()
+    hasher.update(data)
+    if hasher.digest() != pieces[piece]:
+        return False
+    with storage_errors(patch.path):
+        view = memoryview(data)
+        done = 0
+        while done < len(view):
+            done += os.pwrite(patch.fd, view[done:], where.start + done)
+    return True
