@@ -7,6 +7,7 @@ would let a typing error decide how much is proven.
 
 from __future__ import annotations
 
+import io
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -64,7 +65,8 @@ class PiecesDraft:
         self.kind = kind.strip() or "no type"
         self.algorithm = HashAlgorithm.parse(kind)
         self._length = length.strip()
-        self._digests = bytearray()
+        # Gives its contents away without a copy, of which there may be 12.8 MB.
+        self._digests = io.BytesIO()
         # The numbers of version 3; 8 bytes each, since there may be 400,000.
         self._numbers = array("q")
         self._count = 0
@@ -82,7 +84,7 @@ class PiecesDraft:
         if len(digest) != self.algorithm.digest_size:
             self._fault = f"{shown(text.strip())} is no {self.algorithm.value} hash"
             return
-        self._digests += digest
+        self._digests.write(digest)
         if number is not None:
             plain = number.strip()
             is_number = plain.isascii() and plain.isdigit() and len(plain) < 10
@@ -116,12 +118,13 @@ class PiecesDraft:
         # Documents without any number follow version 4's rule: the order is the order.
         numbers = self._numbers
         if not numbers or numbers == array("q", range(self._count)):
-            return bytes(self._digests)
+            return self._digests.getvalue()
         places = {number: place for place, number in enumerate(numbers)}
         if sorted(places) != list(range(self._count)):
             raise _Fault("gaps or repetitions in the numbers of the pieces")
         starts = (places[number] * width for number in range(self._count))
-        return b"".join(self._digests[start : start + width] for start in starts)
+        digests = self._digests.getbuffer()
+        return b"".join(digests[start : start + width] for start in starts)
 
 
 def best_pieces(

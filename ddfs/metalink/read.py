@@ -100,7 +100,8 @@ def select(document: Document, name: str | None) -> Manifest:
 
 def _trimmed(document: bytes, warnings: list[str]) -> bytes:
     """Without the blanks that some programs write before the XML declaration."""
-    if not document.strip():
+    # Not strip(): of a large document it would be a second one.
+    if not document or document.isspace():
         raise errors.DocumentError("the document is empty")
     if _WEB_PAGE.match(document.removeprefix(codecs.BOM_UTF8)):
         raise errors.DocumentError("this is a web page, not a metalink")

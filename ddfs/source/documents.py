@@ -101,7 +101,8 @@ def _read_local_metalink(path: str) -> bytes:
                     "http or https address, or a metalink"
                 )
             # One byte more than parse() takes, so that it sees what is too much.
-            return start + file.read(limits.MAX_DOCUMENT_BYTES + 1 - len(start))
+            file.seek(0)
+            return file.read(limits.MAX_DOCUMENT_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise errors.RequestError(
