@@ -26,6 +26,8 @@ from ddfs.fetch.connection import (
     ResponseHead,
     parse_content_range,
 )
+from ddfs.fetch.gate import Gate
+from ddfs.fetch.hot import HotPieces
 from ddfs.fetch.identity import Identity
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.pacing import UNPACED, Pace
@@ -76,7 +78,8 @@ class Segment:
     """Pieces *first* to *end* - 1, in order.
 
     *on_piece* is called in the worker thread with the piece's number and digest, after its
-    bytes were handed to the kernel. Without *algorithm* nothing is hashed and the digest is
+    bytes were handed to the kernel, and with the buffer of *hot* that has them too, which is
+    then the callee's. Without *algorithm* nothing is hashed and the digest is
     empty.
     """
 
@@ -87,7 +90,8 @@ class Segment:
         algorithm: HashAlgorithm | None,
         first: int,
         end: int,
-        on_piece: Callable[[int, bytes], None],
+        on_piece: Callable[[int, bytes, bytearray | None], None],
+        hot: HotPieces | None = None,
     ) -> None:
         self.position = grid.bytes_of(first).start
         self.is_aborted = False
@@ -103,10 +107,18 @@ class Segment:
         self.identity = Identity()
         self.is_checked_by_piece = True
         self._paid = threading.Event()
+        # Where its thread waits while others are further in front, unless a reader waits
+        # for what it brings.
+        self.gate = Gate()
+        self.is_urgent = False
+        self._is_inside = False
         self._fd = fd
         self._grid = grid
         self._algorithm = algorithm
         self._on_piece = on_piece
+        self._hot = hot
+        # What the piece at `position` is received into; None: nothing that outlasts it.
+        self._lent: bytearray | None = None
         self._limit = grid.bytes_of(end - 1).end
         self._claimed = self.position
         self._lock = threading.Lock()
@@ -206,6 +218,7 @@ class Segment:
         except ProtocolError as error:
             return Failure(FailureKind.FINAL, str(error))
         finally:
+            self._leave()
             with self._lock:
                 self._connection = None
                 self._claimed = self.position
@@ -229,6 +242,7 @@ class Segment:
                 count = self._take(connection, buffer)
             if count == 0:
                 raise ClosedEarlyError("sent less than it was asked for")
+        self._leave()
         if not self.is_aborted:
             connection.drain(_DRAIN_BYTES)
         return Done()
@@ -237,19 +251,22 @@ class Segment:
         """Receive some bytes and write them. 0 only at the end of the response."""
         while True:
             is_paced = self.pace.pacer.is_limited
-            room = self._claim(self.pace.pacer.quantum if is_paced else len(buffer))
+            self._enter()
+            view = self._view(buffer)
+            room = self._claim(self.pace.pacer.quantum if is_paced else len(view))
+            room = min(room, len(view))
             if room == 0:
                 return 1
             count = 0
             ended = False
             while count < min(room, _BATCH_BYTES):
-                received = connection.receive_into(buffer[count:room])
+                received = connection.receive_into(view[count:room])
                 if not received:
                     ended = received == 0
                     break
                 count += received
             if count:
-                self.feed(buffer[:count])
+                self.feed(view[:count])
                 if is_paced:
                     self.pay(count)
                 return count
@@ -257,11 +274,50 @@ class Segment:
                 return 0
             # Waiting claims nothing, so that a cut can take all of it.
             self._claim(0)
+            self._leave()
             connection.wait_readable()
+
+    def _view(self, buffer: memoryview) -> memoryview:
+        """Where to receive: *buffer*, or the rest of the piece in the one that was lent."""
+        start = self._piece * self._grid.piece_length
+        if self._hot is not None and self.position == start and self._lent is None:
+            self._lent = self._hot.lend(self._piece)
+        if self._lent is None:
+            return buffer
+        at, end = self.position - start, self._piece_end - start
+        return memoryview(self._lent)[at : min(at + BUFFER_BYTES, end)]
+
+    def close(self) -> None:
+        """Give back what was lent; only once no thread uses the segment."""
+        if self._lent is not None and self._hot is not None:
+            self._hot.give_back(self._lent)
+        self._lent = None
+
+    def _enter(self) -> None:
+        """Be inside the gate, and let those go first who are further in front."""
+        if self._is_inside:
+            if not self.gate.is_wanted_before(self._rank()):
+                return
+            self._leave()
+        self._is_inside = self.gate.try_enter()
+        if not self._is_inside:
+            self._claim(0)
+            self.is_held_back = True
+            self._is_inside = self.gate.enter(self._rank, lambda: self.is_aborted)
+            self.is_held_back = False
+
+    def _rank(self) -> int:
+        return -1 if self.is_urgent else self.position
+
+    def _leave(self) -> None:
+        if self._is_inside:
+            self._is_inside = False
+            self.gate.leave()
 
     def pay(self, count: int) -> None:
         """Wait until the limits let *count* more bytes pass; claims nothing meanwhile."""
         self._claim(0)
+        self._leave()
         self.is_held_back = True
         self.pace.pay(count, self._paid, lambda: self.is_aborted)
         self.is_held_back = False
@@ -280,6 +336,7 @@ class Segment:
 
     def claim(self, most: int) -> int:
         """How many bytes may be fed now, at most *most*; for who brings them himself."""
+        self.close()  # these bytes do not pass through what was lent
         return self._claim(most)
 
     def take_in(self, view: memoryview) -> None:
@@ -312,7 +369,8 @@ class Segment:
             data = data[len(part) :]
             if position == self._piece_end:
                 self.position = position
-                self._on_piece(self._piece, self._hash.digest() if self._hash else b"")
+                lent, self._lent = self._lent, None
+                self._on_piece(self._piece, self._hash.digest() if self._hash else b"", lent)
                 self._piece += 1
                 self._hash = self._algorithm.hasher() if self._algorithm else None
                 self._piece_end = min(position + self._grid.piece_length, self._grid.size)

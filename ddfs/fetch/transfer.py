@@ -28,6 +28,7 @@ from ddfs.fetch.events import (
     PieceVerified,
 )
 from ddfs.fetch.explain import explain
+from ddfs.fetch.gate import PLACES, PLACES_WITH_PIECES, Gate
 from ddfs.fetch.identity import Identity
 from ddfs.fetch.lanes import MAX_LANES
 from ddfs.fetch.mirrors import MAX_JITTER, MirrorStanding, in_order
@@ -74,8 +75,7 @@ LAST_COMMIT_SECONDS: Final = 1.5
 FOLLOW_BYTES: Final = 192 * MiB
 
 # Without piece hashes our own of each piece tell a liar from a broken disk. Above this rate
-# they would be felt (SHA-256 takes a core 0.7 s a GiB, and the whole-file hash as much), and
-# they are made only if the whole file turns out wrong.
+# they would be felt (0.7 s of a core a GiB), and are made only if the whole file is wrong.
 OWN_HASH_BYTES_PER_SECOND: Final = 150 * MiB
 
 # One round of decisions leads to the next, but not for ever.
@@ -107,6 +107,7 @@ class Transfer:
         self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
         self._mirrors = in_order(manifest.mirrors, location)
         self._pace = transport.pace()
+        self._gate = Gate(PLACES_WITH_PIECES if manifest.pieces else PLACES)
         lanes = min(MAX_LANES, transport.turns.limit)
         jitter = MAX_JITTER * random.random()  # noqa: S311 (no secret: it spreads hosts)
         count = len(self._mirrors)
@@ -115,10 +116,11 @@ class Transfer:
         owners = [self._scheduler.owner(m.index) for m in self._scheduler.mirrors]
         self._routes = _routes([self._mirrors[owner] for owner in owners], manifest, grants)
         self._identities = [Identity() for _ in self._mirrors]
-        self._whole = WholeFile(manifest, target.fd, self._scheduler.table.states, self)
+        states, room = self._scheduler.table.states, transport.hot_room
+        self._whole = WholeFile(manifest, target.fd, states, self, room)
         self._segments: dict[int, tuple[int, Segment]] = {}
         self._received = [0] * len(self._mirrors)
-        self._arrivals: deque[tuple[int, int, bytes]] = deque()
+        self._arrivals: deque[tuple[int, int, bytes, bytearray | None]] = deque()
         self._checking: dict[int, tuple[int, bytes]] = {}
         self._committer = Committer(target)
         self._resumed = 0
@@ -137,6 +139,9 @@ class Transfer:
         """
         pieces = self._grid.pieces_under(wanted)
         self._scheduler.want(pieces.start, pieces.stop)
+        for _, segment in self._segments.values():
+            if segment.position < wanted.end and wanted.start < segment.limit:
+                segment.is_urgent = True
         self._wakeup.set()
 
     def is_verified(self, wanted: ByteRange) -> bool:
@@ -204,6 +209,7 @@ class Transfer:
                 nursery.start_soon(self._see_through)
         finally:
             self._take_arrivals()
+            self._whole.hot.close()
             with trio.move_on_after(LAST_COMMIT_SECONDS, shield=True):
                 await self._commit_the_last()
         if self._error is not None:
@@ -276,15 +282,15 @@ class Transfer:
 
     def _take_arrivals(self) -> None:
         while self._arrivals:
-            run, piece, digest = self._arrivals.popleft()
-            self._take_piece(run, piece, digest)
+            self._take_piece(*self._arrivals.popleft())
 
-    def _take_piece(self, run: int, piece: int, digest: bytes) -> None:
+    def _take_piece(self, run: int, piece: int, digest: bytes, kept: bytearray | None) -> None:
         mirror = self._scheduler.owner(self._scheduler.runs[run].mirror)
         matches = self._pieces is None or digest == self._pieces[piece]
         held = self._scheduler.piece_arrived(
             run, piece, trio.current_time(), matches=matches, digest=digest
         )
+        self._whole.arrived(piece, kept, is_held=held)
         if not matches:
             self.observe(PieceRejected(piece, self._mirrors[mirror].url))
         elif held:
@@ -360,13 +366,15 @@ class Transfer:
     def _ask(self, ask: Ask) -> None:
         token = trio.lowlevel.current_trio_token()
 
-        def on_piece(piece: int, digest: bytes) -> None:
-            self._arrivals.append((ask.run, piece, digest))
+        def on_piece(piece: int, digest: bytes, kept: bytearray | None) -> None:
+            self._arrivals.append((ask.run, piece, digest, kept))
             token.run_sync_soon(self._wake, idempotent=True)
 
         algorithm = self._algorithm if self._is_hashing() else None
-        segment = Segment(self._target.fd, self._grid, algorithm, ask.first, ask.end, on_piece)
-        segment.pace = self._pace
+        fd, grid, hot = self._target.fd, self._grid, self._whole.hot
+        segment = Segment(fd, grid, algorithm, ask.first, ask.end, on_piece, hot)
+        segment.pace, segment.gate = self._pace, self._gate
+        segment.is_urgent = self._scheduler.runs[ask.run].wanted is not None
         owner = self._scheduler.owner(ask.mirror)
         segment.identity = self._identities[owner]
         segment.is_checked_by_piece = self._pieces is not None
@@ -390,6 +398,8 @@ class Transfer:
         except errors.HostError as error:
             self._fail(error)
             return
+        finally:
+            segment.close()
         self._take_arrivals()
         now = trio.current_time()
         del self._segments[ask.run]

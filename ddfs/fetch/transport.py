@@ -30,6 +30,7 @@ from ddfs.fetch.dialing import dial, network_of_peer, peer_of
 from ddfs.fetch.documents import Documents, FetchedDocument, Look, uses_proxy
 from ddfs.fetch.elsewhere import Elsewhere
 from ddfs.fetch.headstart import MAX_AHEAD_BYTES, Headstart
+from ddfs.fetch.hot import HotRoom
 from ddfs.fetch.inquiry import Inquiry
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.networks import PUBLIC, parse_networks, refusal
@@ -113,7 +114,7 @@ class Transport:
     """The one owner of connections; an async context manager, one per process.
 
     ``pacer`` limits the bandwidth of the bulk, ``turns`` the connections to one server;
-    both may be changed at any time.
+    both may be changed at any time. ``hot_room`` is what fetches may keep pieces in.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Transport:
         self.turns = Turns(CONNECTIONS_PER_HOST)
         self._trust = Trust(ca_directory)
         self._allow_networks = parse_networks(allow_networks)
+        self.hot_room = HotRoom()
         self.elsewhere = Elsewhere()
         self._documents = Documents(self._trust, self._allow_networks)
         self._idle: list[tuple[float, Connection]] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ddfs import errors
+from ddfs.fetch.hot import HotPieces
 from ddfs.fetch.segment import storage_error
 from ddfs.model import ByteRange, Digest, Grid, HashAlgorithm, MiB
 
@@ -34,13 +35,16 @@ def decisive(digests: Sequence[Digest]) -> tuple[Digest, ...]:
 class FrontHasher:
     """The whole-file hashes of the first ``position`` bytes of a growing file.
 
-    Bytes from ``reached`` on were not looked at.
+    Bytes from ``reached`` on were not looked at. Pieces that *hot* has are not read back.
     """
 
-    def __init__(self, fd: int, digests: Sequence[Digest]) -> None:
+    def __init__(self, fd: int, grid: Grid, digests: Sequence[Digest], hot: HotPieces) -> None:
         self.position = 0
         self.reached = 0
         self._fd = fd
+        self._grid = grid
+        self._hot = hot
+        hot.front = 0
         self._digests = tuple(digests)
         self._hashes = [digest.algorithm.hasher() for digest in digests]
         self._buffer = memoryview(bytearray(_READ_BYTES))
@@ -55,11 +59,24 @@ class FrontHasher:
 
     def _advance(self, end: int) -> None:
         while self.position < end:
-            view = self._buffer[: min(_READ_BYTES, end - self.position)]
+            piece = self.position // self._grid.piece_length
+            place = self._grid.bytes_of(piece)
+            kept = (
+                self._hot.take(piece) if self.position == place.start <= end - len(place) else None
+            )
+            if kept is not None:
+                self._update(memoryview(kept)[: len(place)])
+                self._hot.give_back(kept)
+                continue
+            # Not across a piece's end, where the next one may be in memory.
+            view = self._buffer[: min(_READ_BYTES, min(place.end, end) - self.position)]
             _read_into(self._fd, view, self.position)
-            for each in self._hashes:
-                each.update(view)
-            self.position += len(view)
+            self._update(view)
+
+    def _update(self, view: memoryview) -> None:
+        for each in self._hashes:
+            each.update(view)
+        self.position += len(view)
 
     def mismatches(self) -> list[Digest]:
         """The digests that the bytes so far do not have."""

@@ -15,6 +15,7 @@ import trio
 from ddfs import errors
 from ddfs.fetch.blame import UNKNOWN, Inquest, Plan
 from ddfs.fetch.events import WholeFileCompared
+from ddfs.fetch.hot import HotPieces, HotRoom
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, hash_range
 from ddfs.model import Digest, HashAlgorithm, Manifest
@@ -53,10 +54,17 @@ class WholeFile:
 
     ``front`` is the first piece that is not held, ``digests`` are those that decide,
     ``comparisons`` says how often they were compared, ``is_repairing`` whether they did not
-    match.
+    match. ``hot`` are the pieces of the front that are still in memory.
     """
 
-    def __init__(self, manifest: Manifest, fd: int, states: bytearray, fetching: Fetching) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        fd: int,
+        states: bytearray,
+        fetching: Fetching,
+        room: HotRoom,
+    ) -> None:
         self.digests = decisive(manifest.digests)
         self.front = 0
         self.comparisons = 0
@@ -71,7 +79,8 @@ class WholeFile:
         count = 0 if self._pieces else self._grid.count
         self._inquest = Inquest([UNKNOWN] * count, [b""] * count)
         self.is_repairing = False
-        self._follower = FrontHasher(fd, self.digests)
+        self.hot = HotPieces(self._grid.piece_length, room if self.digests else HotRoom(0))
+        self._follower = self._new_follower()
         # What the follower has hashed is fetched again.
         self._is_stale = False
         self._grown = trio.Event()
@@ -89,6 +98,17 @@ class WholeFile:
         self._inquest.digests[piece] = digest
         return {}
 
+    def arrived(self, piece: int, buffer: bytearray | None, *, is_held: bool) -> None:
+        """A buffer of ``hot``, or none, has *piece* as one run brought it; so has the file, if
+        *is_held*.
+
+        Where others wrote into the piece as well, or it is wrong, only the file counts.
+        """
+        if buffer is not None and is_held:
+            self.hot.keep(piece, buffer)
+        elif buffer is not None:
+            self.hot.give_back(buffer)
+
     def advance(self) -> None:
         """Pieces may be held that were not."""
         front, count = self.front, len(self._states)
@@ -100,6 +120,7 @@ class WholeFile:
 
     def reopened(self, piece: int) -> None:
         """*piece* is fetched again."""
+        self.hot.forget(piece)
         self.front = min(self.front, piece)
         if piece * self._grid.piece_length < self._follower.reached:
             self._is_stale = True
@@ -126,7 +147,7 @@ class WholeFile:
         while True:
             if self._is_stale:
                 self._is_stale = False
-                self._follower = FrontHasher(self._fd, self.digests)
+                self._follower = self._new_follower()
             if not self._follower_is_done():
                 await self._follower.advance(self._front_bytes())
             elif self.front < self._grid.count:
@@ -136,6 +157,9 @@ class WholeFile:
                 await self._fetching.wait_complete()
                 if not self._is_stale and self.front == self._grid.count:
                     return
+
+    def _new_follower(self) -> FrontHasher:
+        return FrontHasher(self._fd, self._grid, self.digests, self.hot)
 
     def _front_bytes(self) -> int:
         return min(self.front * self._grid.piece_length, self._grid.size)
