@@ -118,33 +118,37 @@ class Clones:
             raise errors.InvalidValueError(
                 f"pool {order.pool} is the template pool itself; choose another with --pool"
             )
-        source = await self._source(template, order)
+        source, least = await self._source(template, order)
         replaced = await trio.to_thread.run_sync(_is_there, path, order.replace, limiter=_limiter)
-        size = await self._size(template, order, replaced)
+        size = await self._size(template, order, least, replaced)
         if replaced:
             await self._refuse_users(path)
-        how = await self._make(order, template, source, path, size, replaced)
+        new_size = None if size == least else size
+        how = await self._make(template, source, path, size, new_size, replaced)
         await self._pools.refresh(order.pool)
         image_format = template.format if order.full else ImageFormat.QCOW2
         return Clone(path, image_format, size, how, replaced)
 
-    async def _source(self, template: Template, order: CloneOrder) -> Path | None:
-        """The published file, where it is needed; None where it is not."""
-        if not order.full and template.head_is_verified:
-            return None
+    async def _source(self, template: Template, order: CloneOrder) -> tuple[Path | None, int]:
+        """The published file, where it is to be copied, and the size of the disk in it."""
+        stated = _stated_size(template)
+        if stated is not None and not order.full:
+            return None, stated
         is_here = await self._templates.confirm_published(template)
         published = self._templates.published(template)
         if not is_here or published is None:
-            why = "a full copy" if order.full else "its size, which no hash vouches for yet"
+            why = "a full copy" if order.full else "its size, which nothing vouches for yet"
             raise errors.NotHereYetError(
                 f"{template.file_name} is not here, and is needed for {why}; run: "
                 f"ddfs prefetch {template.name}"
             )
-        return Path(published.path) if order.full else None
+        path = Path(published.path)
+        if stated is None:
+            stated = await _run(disk.virtual_size, path, template.format)
+        return (path if order.full else None), stated
 
-    async def _size(self, template: Template, order: CloneOrder, replaced: bool) -> int:
-        """The new disk's, in bytes, a multiple of 512."""
-        least = template.virtual_size or template.size
+    async def _size(self, template: Template, order: CloneOrder, least: int, replaced: bool) -> int:
+        """The new disk's, in bytes; a multiple of 512 unless it is a copy as it is."""
         if order.size is None:
             old = await self._pools.capacity(order.pool, order.volume) if replaced else None
             wanted = max(least, min(old or 0, MAX_SIZE))
@@ -155,12 +159,14 @@ class Clones:
                 f"a disk of {wanted} bytes cannot be made from {template.file_name}, which has "
                 f"{least}"
             )
-        if wanted != least and order.full and template.format not in _GROWING:
+        if wanted == least and order.full:
+            return wanted
+        if order.full and template.format not in _GROWING:
             raise errors.InvalidValueError(
                 f"a full copy of {template.file_name} stays as large as that is, {least} bytes; "
                 "make an overlay, or leave the size out"
             )
-        return wanted if wanted == least and order.full else -(-wanted // _SECTOR) * _SECTOR
+        return -(-wanted // _SECTOR) * _SECTOR
 
     async def _refuse_users(self, path: Path) -> None:
         users = await self._users_of(path)
@@ -182,11 +188,11 @@ class Clones:
 
     async def _make(
         self,
-        order: CloneOrder,
         template: Template,
         source: Path | None,
         path: Path,
         size: int,
+        new_size: int | None,
         replaced: bool,
     ) -> str:
         new = await _run(disk.NewDisk, path.parent)
@@ -198,14 +204,14 @@ class Clones:
             else:
                 is_shared = await _run(new.copy, source, trio.from_thread.check_cancelled)
                 how = "reflink" if is_shared else "copy"
-                if size != (template.virtual_size or template.size):
-                    await _run(new.grow, template.format, size)
+                if new_size is not None:
+                    await _run(new.grow, template.format, new_size)
             if replaced:
                 await _run(new.take_after, path)
                 # It may have been started while the copy was made.
                 await self._refuse_users(path)
             with trio.CancelScope(shield=True):
-                await _run(functools.partial(new.publish, path, replace=order.replace))
+                await _run(functools.partial(new.publish, path, replace=replaced))
             return how
         finally:
             with trio.CancelScope(shield=True):
@@ -214,6 +220,15 @@ class Clones:
 
 async def _run(function: Callable[..., T], *arguments: object) -> T:
     return await trio.to_thread.run_sync(function, *arguments, limiter=_limiter)
+
+
+def _stated_size(template: Template) -> int | None:
+    """The size of the disk in *template*, where something verified says it."""
+    if not template.head_is_verified:
+        return None
+    if template.format.qemu_name == "raw":
+        return template.size if template.size_is_known else None
+    return template.virtual_size
 
 
 def _validate_volume(name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import secrets
 import stat
@@ -33,6 +34,8 @@ _NO_REFLINK: Final = {
     errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM,
     errno.ETXTBSY,
 }  # fmt: skip
+
+_NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 _CHUNK: Final = 64 * MiB
 
@@ -59,7 +62,7 @@ class NewDisk:
 
     def overlay(self, backing: Path, backing_format: ImageFormat, size: int) -> None:
         """Make it a qcow2 overlay of *size* bytes; the backing file is not opened."""
-        words = ("-f", "qcow2", "-F", backing_format.qemu_name, "-b", str(backing), "-u")
+        words = ("-q", "-f", "qcow2", "-F", backing_format.qemu_name, "-b", str(backing), "-u")
         _qemu_img("create", *words, str(self.path), str(size))
 
     def copy(self, source: Path, check_cancelled: Callable[[], object]) -> bool:
@@ -79,7 +82,7 @@ class NewDisk:
 
     def grow(self, image_format: ImageFormat, size: int) -> None:
         """Make the disk inside *size* bytes large."""
-        _qemu_img("resize", "-f", image_format.qemu_name, str(self.path), str(size))
+        _qemu_img("resize", "-q", "-f", image_format.qemu_name, str(self.path), str(size))
 
     def take_after(self, old: Path) -> None:
         """Owner, mode and label of *old*, a file that it shall replace."""
@@ -97,22 +100,33 @@ class NewDisk:
         """
         with _translated(path):
             os.fsync(self._fd)
-            if replace:
+            if replace or not self._link(path):
                 os.rename(self.path, path)
-            else:
-                try:
-                    os.link(self.path, path)
-                except FileExistsError:
-                    raise errors.NameTakenError(
-                        f"{path} is there already; choose another name, or make it anew with "
-                        "--replace"
-                    ) from None
-                os.unlink(self.path)
             directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(directory)
             finally:
                 os.close(directory)
+
+    def _link(self, path: Path) -> bool:
+        """Give it its name if nobody has it; False where there are no hard links: then the name
+        is kept for it by an empty file.
+        """
+        try:
+            try:
+                os.link(self.path, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                os.close(os.open(path, flags, _NEW_MODE))
+                return False
+        except FileExistsError:
+            raise errors.NameTakenError(
+                f"{path} is there already; choose another name, or make it anew with --replace"
+            ) from None
+        os.unlink(self.path)
+        return True
 
     def close(self) -> None:
         """Leave nothing but what was published. Never fails."""
@@ -121,16 +135,29 @@ class NewDisk:
         os.close(self._fd)
 
 
+def virtual_size(path: Path, image_format: ImageFormat) -> int:
+    """The size of the disk in an image that was verified and inspected, in bytes.
+
+    Raises :class:`errors.StorageError`.
+    """
+    if image_format.qemu_name == "raw":
+        with _translated(path):
+            return os.stat(path).st_size
+    said = _qemu_img("info", "--output=json", "-U", "-f", image_format.qemu_name, str(path))
+    return int(json.loads(said)["virtual-size"])
+
+
 def _sweep(directory: Path) -> None:
     """Remove what disks in the making left when their process was killed."""
-    for entry in os.scandir(directory):
-        if not entry.name.startswith(TEMPORARY_PREFIX):
+    for name in os.listdir(directory):
+        if not name.startswith(TEMPORARY_PREFIX):
             continue
+        path = directory / name
         with contextlib.suppress(OSError):
-            fd = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(entry.path)
+                os.unlink(path)
             finally:
                 os.close(fd)
 
@@ -168,8 +195,9 @@ def _copy_data(source: int, target: int, check_cancelled: Callable[[], object]) 
             at += copied
 
 
-def _qemu_img(*words: str) -> None:
-    command = [*_QEMU_IMG_LIMITS, "qemu-img", words[0], "-q", *words[1:]]
+def _qemu_img(*words: str) -> bytes:
+    """What it printed."""
+    command = [*_QEMU_IMG_LIMITS, "qemu-img", *words]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_QEMU_IMG_SECONDS
@@ -184,6 +212,7 @@ def _qemu_img(*words: str) -> None:
         said = " ".join(done.stderr.decode(errors="replace").split())
         kind = errors.StorageFullError if "No space left" in said else errors.StorageError
         raise kind(f"qemu-img {words[0]}: {said or f'exit status {done.returncode}'}")
+    return done.stdout
 
 
 @contextlib.contextmanager

@@ -11,14 +11,14 @@ def processes_with_open(paths: Collection[str]) -> set[str]:
     """Processes that have one of *paths* open, by their descriptors' names in /proc."""
     found = set()
     me = os.getpid()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == me:
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == me:
             continue
         try:
-            for descriptor in os.scandir(f"{entry.path}/fd"):
-                if os.readlink(descriptor.path) in paths:
-                    command = Path(entry.path, "comm").read_text().strip()
-                    found.add(f"process {entry.name} ({command})")
+            with os.scandir(f"/proc/{name}/fd") as descriptors:
+                if any(os.readlink(descriptor.path) in paths for descriptor in descriptors):
+                    command = Path("/proc", name, "comm").read_text().strip()
+                    found.add(f"process {name} ({command})")
         except OSError:
             continue
     return found

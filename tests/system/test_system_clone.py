@@ -69,6 +69,22 @@ def test_an_overlay_costs_nothing_and_boots(
     libvirtd.virsh("start", "vm1")
 
 
+def test_a_size_that_nothing_vouches_for_is_looked_at_first(
+    host: Host, libvirtd: Libvirtd, vms: Path, fast_site: Site
+) -> None:
+    image = fast_site.publish("unvouched", size=4 * MIB, piece_length=None, seed=9)
+    host.ddfs("template", "add", "unvouched", image.source)
+    assert host.template("unvouched")["head_is_verified"] is False
+    status, answer = host.api(
+        "POST", "/v1/clones", {"template": "unvouched", "volume": "vm1.qcow2", "pool": "vms"}
+    )
+    assert (status, json.loads(answer)["kind"]) == (503, "not-here-yet")
+    host.ddfs("clone", "unvouched", "vm1.qcow2", "--pool", "vms")
+    assert host.template("unvouched")["state"] == "downloaded"
+    assert info(vms / "vm1.qcow2")["virtual-size"] == 4 * MIB
+    boots(host, libvirtd, vms / "vm1.qcow2", image.line)
+
+
 def test_a_full_copy_needs_the_template_no_more(
     host: Host, libvirtd: Libvirtd, vms: Path, small: Published
 ) -> None:
