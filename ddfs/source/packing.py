@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -84,7 +85,12 @@ def with_packing(manifest: Manifest, declaration: Declaration) -> Manifest:
     if member == manifest.name:
         member = None
     packing = Packing(kind, member, declaration.size, declaration.unpacked_checksum)
-    return dataclasses.replace(manifest, packing=packing)
+    unverified = manifest.unverified_id
+    if unverified is not None and (member is not None or packing.checksum is not None):
+        # One unverified file with several contents in it: what is told apart by a hash over
+        # all of it elsewhere is by a longer name here.
+        unverified += hashlib.sha256(f"{member} {packing.checksum}".encode()).hexdigest()[:16]
+    return dataclasses.replace(manifest, packing=packing, unverified_id=unverified)
 
 
 async def read_packed_head(

@@ -19,7 +19,7 @@ from ddfs.declaration import Declaration
 from ddfs.image import packed
 from ddfs.model import HEAD_LENGTH, Digest, HashAlgorithm, Manifest, MiB, PackingKind
 
-IMAGE = random.Random(5).randbytes(5 * MiB)
+IMAGE = random.Random(5).randbytes(2 * MiB)
 
 
 def zipped(*names: str) -> bytes:
@@ -70,6 +70,19 @@ async def test_one_of_several_files_in_a_zip_is_chosen_by_its_name() -> None:
     assert (await source.read_packed_head(chosen, web, packed.look))[0].data == IMAGE[:HEAD_LENGTH]
     assert chosen.content_id != manifest.content_id
     assert chosen.download_id == manifest.download_id
+
+
+async def test_unverified_files_in_one_zip_are_different_contents() -> None:
+    url = "http://a.example/both.zip"
+    web = Web()
+    web.files[url] = zipped("a.img", "b.img")
+    ids = set()
+    for member in ("a.img", "b.img", "a.img"):
+        declaration = Declaration(url, unverified=True, file=member)
+        manifest = await source.resolve(declaration, documents=web, location=None)
+        assert manifest.unverified_id == manifest.content_id
+        ids.add(manifest.content_id)
+    assert len(ids) == 2
 
 
 async def test_what_the_name_says_has_to_be_so() -> None:
