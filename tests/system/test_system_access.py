@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 from lab.host import Host
-from lab.mirrors import free_port
+from lab.mirrors import Mirror, free_port
 from lab.processes import Process
 
 MIB = 1024 * 1024
@@ -209,3 +210,37 @@ def test_authorities_of_the_host_count_at_once(host: Host, servers: Servers) -> 
     host.ddfs("ca", "add", servers.ca)
     host.ddfs("prefetch", "client")
     assert host.published("client").read_bytes() == servers.image
+
+
+def test_who_may_name_an_address_holds_over_a_restart(directory: Path) -> None:
+    image = directory / "root" / "disk.img"
+    image.parent.mkdir()
+    image.write_bytes(os.urandom(3 * MIB))
+    with (
+        Mirror(directory / "web", image.parent) as web,
+        Mirror(directory / "near", image.parent, address="127.0.0.2") as near,
+        Host(directory / "strict") as host,
+    ):
+        text = host.settings.read_text()
+        host.settings.write_text(text[: text.index("[network]")])
+        host.serve()
+        for name, url in (
+            ("good", near.url("disk.img")),
+            ("bad", "http://10.255.255.1/disk.img"),
+            ("cloud", "http://169.254.169.254/disk.img"),
+        ):
+            document = image.parent / f"{name}.meta4"
+            host.ddfs("metalink", "make", image, "--url", url, "-o", document)
+            result = host.ddfs(
+                "template", "add", name, web.url(document.name), check=name == "good"
+            )
+            if name != "good":
+                assert result.returncode == 3
+                assert "named from elsewhere" in result.stderr
+        host.stop()
+        host.serve()
+        host.ddfs("prefetch", "good")
+        assert host.published("good").read_bytes() == image.read_bytes()
+        with contextlib.closing(sqlite3.connect(host.state / "catalogue.db")) as catalogue:
+            named = catalogue.execute("SELECT url, named_from FROM mirror").fetchall()
+        assert named == [(near.url("disk.img"), "127.0.0.0/8")]
