@@ -37,7 +37,15 @@ Description: VM templates on a KVM host before a byte of them is there
 """
 
 # What the compiled packages link against, and the programs that are run.
-_LIBRARIES: Final = ("fuse3", "libfuse3-3", "libvirt0", "libnfs13", "qemu-utils", "util-linux")
+_LIBRARIES: Final = (
+    "fuse3",
+    "libfuse3-3",
+    "libvirt0",
+    "libnfs13",
+    "qemu-utils",
+    "util-linux",
+    "gpgv",
+)
 
 _POSTINST: Final = """\
 #!/bin/sh
