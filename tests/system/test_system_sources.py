@@ -55,11 +55,14 @@ def test_a_signed_checksum_file_and_a_content_that_its_first_fetch_binds(
     beside.write_bytes(changed)
     os.utime(beside, ns=(before.st_atime_ns, before.st_mtime_ns + 5 * 10**9))
     beside.rename(served)
-    host.ddfs("template", "add", "newer", address, "--unverified")
-    assert host.template("newer")["content_id"] != host.template("plain")["content_id"]
-    host.ddfs("prefetch", "newer")
-    assert sha256_of(host.published("newer")) != small.sha256
+    assert host.ddfs("template", "check", "plain", check=False).returncode == 6
+    host.ddfs("template", "update", "plain")
+    host.ddfs("prefetch", "plain")
+    assert sha256_of(host.published("plain")) != small.sha256
     assert sha256_of(host.published("again")) == small.sha256
+    # The signed template has other bytes than its source by now, and they are here.
+    host.ddfs("prefetch", "signed")
+    assert sha256_of(host.published("signed")) == small.sha256
 
 
 @pytest.mark.parametrize("claim", ["--format=iso", "name"])
