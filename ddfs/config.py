@@ -65,6 +65,8 @@ class PrimarySettings:
     quota: Amount | None = None
     # What stays free on its file system, whoever else fills it; None is a little.
     keep_free: Amount | None = None
+    # Whether other hosts use the same directory.
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,10 +199,11 @@ def parse(document: Mapping[str, Any]) -> Settings:
 def _primary(table: _Table) -> PrimarySettings:
     path, pool = table.optional_path("path"), table.text("pool", None)
     quota, keep_free = table.amount("quota"), table.amount("keep_free")
+    shared = table.flag("shared")
     table.refuse_unknown()
     if (path is None) == (pool is None):
         raise errors.ConfigError(f"{table.name}: give either path or pool")
-    return PrimarySettings(path, pool, quota, keep_free)
+    return PrimarySettings(path, pool, quota, keep_free, shared)
 
 
 def _gate(table: _Table) -> GateSettings:
@@ -385,6 +388,13 @@ class _Table:
             return validate_bandwidth(value or 0)
         except errors.InvalidValueError as error:
             raise errors.ConfigError(f"{self._full(key)}: {error}") from None
+
+    def flag(self, key: str) -> bool:
+        self._known.add(key)
+        value = self._values.get(key, False)
+        if not isinstance(value, bool):
+            raise errors.ConfigError(f"{self._full(key)}: true or false, not {value!r}")
+        return value
 
     def amount(self, key: str) -> Amount | None:
         value = self._take(key, (int, float, str), 'an amount of disk, like "200GiB" or "80%"')

@@ -11,6 +11,7 @@ import fcntl
 import functools
 import logging
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -48,6 +49,7 @@ from ddfs.limits import HostLimits, Limits
 from ddfs.model import ImageFormat, Template
 from ddfs.notify import Supervisor
 from ddfs.primary.directory import DirectoryStorage
+from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.room import MakeRoom
 from ddfs.spool.spool import Spool
@@ -146,7 +148,8 @@ async def _serve_on(
         )
         inventory = HostInventory(libvirt, settings.templates_dir)
         mount = settings.mountpoint, settings.templates_dir
-        collector = Collector(spool, templates, records, inventory.take, *mount)
+        shared = {each.name for each in storages if each.is_shared}
+        collector = Collector(spool, templates, records, inventory.take, *mount, shared=shared)
         await templates.load()
         stocktaking = Stocktaking(spool, templates, storages)
         await versions.load()
@@ -206,12 +209,28 @@ def _surroundings(
 
 def _storage(settings: Settings, name: str, path: Path) -> DirectoryStorage:
     limits = settings.primary[name]
-    return DirectoryStorage(
-        name,
-        path,
-        quota=limits.quota.of if limits.quota else None,
-        keep_free=limits.keep_free.of if limits.keep_free else None,
-    )
+    quota = limits.quota.of if limits.quota else None
+    keep_free = limits.keep_free.of if limits.keep_free else None
+    if not limits.shared:
+        return DirectoryStorage(name, path, quota=quota, keep_free=keep_free)
+    host_id = _host_id(settings.state_dir)
+    return SharedDirectoryStorage(name, path, host_id, quota=quota, keep_free=keep_free)
+
+
+def _host_id(state_dir: Path) -> str:
+    """What tells this host's daemon from all others; made once."""
+    path = state_dir / "host-id"
+    try:
+        if not path.exists():
+            fresh = path.with_suffix(".new")
+            fresh.write_text(secrets.token_hex(8))
+            fresh.replace(path)
+        text = path.read_text().strip()
+    except OSError as error:
+        raise errors.StorageError(f"{path}: {error.strerror}") from error
+    if not text.isalnum():
+        raise errors.StorageError(f"{path}: not what ddfs has written; delete it")
+    return text
 
 
 def _domain_actions(

@@ -54,6 +54,7 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
         ('[primary.default]\npath = "/a"\nquota = "lots"', "primary.default.quota: 'lots' is no"),
         ('[primary.default]\npath = "/a"\nquota = "101%"', "primary.default.quota: '101%' is more"),
         ('[primary.default]\npath = "/a"\nkeep_free = -1', "primary.default.keep_free: -1 bytes"),
+        ('[primary.default]\npath = "/a"\nshared = "yes"', "primary.default.shared: true or false"),
         ('[primary.default]\npath = "/a"\nkeep_free = true', "primary.default.keep_free"),
         ('[network]\nlocation = "germany"', "network.location"),
         ('[network]\nallow_networks = "10.0.0.0/8"', "network.allow_networks"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,9 @@ class Collection:
 
 
 class Collector:
-    """For one host. ``take_inventory`` asks libvirt."""
+    """For one host. ``take_inventory`` asks libvirt; *shared* are primary storages that other
+    hosts use too.
+    """
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class Collector:
         mountpoint: Path,
         templates_dir: Path,
         *,
+        shared: Set[str] = frozenset(),
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._spool = spool
@@ -99,6 +102,7 @@ class Collector:
         self._take_inventory = take_inventory
         self._mountpoint = mountpoint
         self._templates_dir = templates_dir
+        self._shared = shared
         self._grace_seconds = grace_seconds
         self._lock = trio.Lock()
 
@@ -173,6 +177,7 @@ class Collector:
                     last_used_at=self._records.last_used_at(content_id),
                     is_pinned=any(self._records.is_pinned(t.row) for t in named),
                     uses=self._spool.uses(content_id),
+                    is_shared=primary in self._shared,
                 )
             )
         return files

@@ -22,7 +22,8 @@ class StoredFile:
 
     ``names`` are the templates that have this content, none for one that was removed;
     ``last_used_at`` is in POSIX seconds, 0 for never; ``uses`` is the spool's count when this
-    was written down.
+    was written down. ``is_shared``: other hosts, of whose domains nothing is known here, have it
+    too.
     """
 
     content_id: str
@@ -33,6 +34,7 @@ class StoredFile:
     last_used_at: float
     is_pinned: bool
     uses: int = 0
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def judge(
 def _reason(file: StoredFile, uses: Uses, now: float, unused_seconds: float) -> str | None:
     if file.is_pinned:
         return "pinned"
+    if file.is_shared:
+        return "other hosts share its storage and may need it"
     users = [*uses.of_path.get(file.path, ()), *uses.of_content.get(file.content_id, ())]
     if users:
         shown = ", ".join(dict.fromkeys(users[:_SHOWN_USERS]))

@@ -63,6 +63,10 @@ class Storage(Protocol):
     def path(self) -> Path:
         """Its directory."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other hosts have files there too."""
+
     def is_intact(self, published: PublishedFile) -> bool:
         """Whether it is still the file that was published."""
 
@@ -88,7 +92,8 @@ class Stocktaking:
             try:
                 found += await self._published(storage, fix)
                 found += await self._leftovers(storage, fix)
-                found += await self._strangers(storage)
+                if not storage.is_shared:
+                    found += await self._strangers(storage)
             except errors.DdfsError as error:
                 found.append(Difference(str(storage.path), str(error), "mend that", False))
         return found

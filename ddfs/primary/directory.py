@@ -61,6 +61,8 @@ class DirectoryStorage:
         """*quota* and *keep_free* get the size of the file system; both sides are bytes."""
         self.name = name
         self.path = path
+        # With other hosts: see ddfs.primary.shared.
+        self.is_shared = False
         self._quota = quota
         self._keep_free = keep_free
         self._partial_dir: Path | None = None
@@ -106,15 +108,15 @@ class DirectoryStorage:
 
     def partial_path(self, content_id: str) -> Path:
         """Where the partial file of *content_id* lies, whether it is there or not."""
-        return self.partial_dir / (_stem(content_id) + _PARTIAL_SUFFIX)
+        return self.partial_dir / (stem_of(content_id) + _PARTIAL_SUFFIX)
 
     def journal_path(self, content_id: str) -> Path:
         """Where its journal lies."""
-        return self.partial_dir / (_stem(content_id) + _JOURNAL_SUFFIX)
+        return self.partial_dir / (stem_of(content_id) + _JOURNAL_SUFFIX)
 
     def unpacked_path(self, content_id: str) -> Path:
         """Where what comes out of a packed content grows; it has a publishing mark of its own."""
-        return self.partial_dir / (_stem(content_id) + _UNPACKED_PARTIAL_SUFFIX)
+        return self.partial_dir / (stem_of(content_id) + _UNPACKED_PARTIAL_SUFFIX)
 
     def publish(self, partial: Path, name: str) -> PublishedFile:
         """Make the complete and verified *partial* the read-only file *name* in the directory.
@@ -161,7 +163,7 @@ class DirectoryStorage:
 
     def discard(self, content_id: str) -> None:
         """Remove the partial file, the journal and the publishing mark; none there is fine."""
-        stem = _stem(content_id)
+        stem = stem_of(content_id)
         with self._translated("cannot remove a partial file"):
             for suffix in (
                 _JOURNAL_SUFFIX,
@@ -244,6 +246,13 @@ class DirectoryStorage:
             kernel.unlink_immutable(path)
             kernel.sync_directory(path.parent)
         self._count_no_more(published)
+
+    def claim(self, _content_id: str) -> bool:
+        """Whether it may be fetched now: always, since nobody else has this storage."""
+        return True
+
+    def disclaim(self, _content_id: str) -> None:
+        """The fetch is over."""
 
     # Room
 
@@ -465,7 +474,8 @@ class DirectoryStorage:
             raise errors.StorageError(f"{self.path}: {doing}: {reason}") from error
 
 
-def _stem(content_id: str) -> str:
+def stem_of(content_id: str) -> str:
+    """How the names of its files begin."""
     match = _CONTENT_ID.fullmatch(content_id)
     if match is None:
         raise ValueError(f"not a content id: {content_id[:140]!r}")

@@ -45,6 +45,9 @@ _file_limiter = trio.CapacityLimiter(2)
 # Readers of a partial file wait for its disk only, never for a network.
 _READERS_LEAVE_SECONDS: Final = 2.0
 
+# How often a host that shares the storage asks whether another has ended its fetch.
+_CLAIM_SECONDS: Final = 1.0
+
 # In the place of a piece number: what a reader waits for who cannot be let in yet.
 _ANY: Final = -1
 
@@ -189,16 +192,24 @@ class Fetch:
                     return await self._run()
             finally:
                 self._with.storage.release(self.order.content_id)
+                with trio.move_on_after(_READERS_LEAVE_SECONDS) as ending:
+                    ending.shield = True
+                    disclaim = self._with.storage.disclaim
+                    await trio.to_thread.run_sync(disclaim, self.order.content_id)
         raise errors.CancelledFetchError("the fetch was cancelled; what is here is kept")
 
     async def _run(self) -> PublishedFile:
         manifest = await trio.to_thread.run_sync(
             self._with.ledger.manifest, self.order.content_id, limiter=self._with.ledger_limiter
         )
-        adopted = await self._adopt(manifest)
-        if adopted is not None:
-            return adopted
         storage, content_id = self._with.storage, self.order.content_id
+        while not await trio.to_thread.run_sync(storage.claim, content_id):
+            # Another host fetches it; what it publishes is seen at once.
+            if (adopted := await self._adopt(manifest)) is not None:
+                return adopted
+            await trio.sleep(_CLAIM_SECONDS)
+        if (adopted := await self._adopt(manifest)) is not None:
+            return adopted
         await reserve(storage, content_id, room_for(manifest), self._with.make_room)
         self._partial = await trio.to_thread.run_sync(
             PartialFile.open,

@@ -53,6 +53,12 @@ class Storage(Protocol):
     def adopt(self, name: str) -> PublishedFile:
         """Treat the file that has *name* already as published: read-only, durable."""
 
+    def claim(self, content_id: str, /) -> bool:
+        """Whether this host may fetch it; where hosts share the storage, one at a time may."""
+
+    def disclaim(self, content_id: str, /) -> None:
+        """Let others fetch it; not claimed is fine."""
+
     def discard(self, content_id: str) -> None:
         """Remove the partial file, its journal and all else that is kept of a fetch."""
 

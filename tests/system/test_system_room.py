@@ -283,3 +283,26 @@ def order_findings(host: Host, *options: str) -> list[tuple[str, str]]:
     found = json.loads(host.ddfs("doctor", "--json", *options, check=False).stdout)
     checks = [(finding["level"], finding["check"]) for finding in found]
     return [(level, c.partition(" ")[2]) for level, c in checks if c.partition(" ")[0] == "order"]
+
+
+def test_two_daemons_on_one_directory_fetch_once(directory: Path, fast_site: Site) -> None:
+    image = fast_site.publish("together", size=32 * MIB, seed=9)
+    shared = directory / "shared"
+    with Host(directory / "a", images=shared) as a, Host(directory / "b", images=shared) as b:
+        for host in (a, b):
+            with_limits(host, "shared = true")
+            host.serve()
+            add(host, image)
+        before = image.bytes_sent()
+        for host in (a, b):
+            host.api_json("POST", "/v1/prefetch", {"names": ["together"]})
+        for host in (a, b):
+            host.wait_for_state("together", "downloaded")
+        assert image.bytes_sent() - before <= image.size + 4 * MIB
+        assert a.published("together") == b.published("together")
+        kept = reasons(collect(a, "--unused-for", "0s"))
+        assert kept["together"].startswith("other hosts share")
+        refused = a.ddfs("template", "remove", "together", "--purge", check=False)
+        assert refused.returncode == 4
+        assert "other hosts share this storage" in refused.stderr
+        assert b.published("together").exists()
