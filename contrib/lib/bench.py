@@ -21,6 +21,7 @@ SUBJECTS: Final = {
     "main": "listing 1,000 templates, reading through the mount, the hook, blocked readers",
     "libvirt": "starts with the hook, thirty at once, attaching from a silent mirror",
     "fetch": "ddfs fetch beside aria2c, wget2, axel and curl, on mirrors good and bad",
+    "apply": "1,000 templates by `template apply`, on mirrors that take 20 ms to answer",
     "scheduler": "what deciding who fetches what costs as pieces, mirrors and fetches grow",
 }
 
