@@ -73,6 +73,8 @@ class Run:
     started_at: float
     seen_at: float
     last_byte_at: float
+    # What it was last asked to end before, and where it said that it cannot.
+    trim_end: int = 0
     kept_end: int = 0
     wanted: int | None = None
     is_answered: bool = False

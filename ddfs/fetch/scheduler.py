@@ -388,9 +388,9 @@ class Scheduler(RunSizes):
 
     def _reach(self, seconds: float) -> float | None:
         """How many of the *seconds* that a run would last it should have; None for all."""
-        if seconds > LONG_RUN_SECONDS:
-            return RUN_SECONDS
         left = self.seconds_left()
+        if seconds > LONG_RUN_SECONDS:
+            return RUN_SECONDS if left is None else min(RUN_SECONDS, left)
         if left is not None and seconds > OVERTIME * left + MIN_GAIN_SECONDS:
             return left
         return None

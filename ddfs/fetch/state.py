@@ -208,8 +208,9 @@ class FetchState:
         """The answer to ``Trim``: the run ends before piece *end*, and others may go on there."""
         run = self.runs[run_id]
         run.is_trimming = False
-        # Its writer was further than it had said: asking for less again would be in vain.
-        run.kept_end = end
+        if end > run.trim_end:
+            # Its writer was further than it had said: asking for less again would be in vain.
+            run.kept_end = end
         old, run.end = run.end, min(end, run.end)
         self._drop_range(run, max(run.end, run.next), old)
 
@@ -338,7 +339,7 @@ class FetchState:
         return run
 
     def _trim(self, run: Run, end: int) -> Trim:
-        run.is_trimming = True
+        run.is_trimming, run.trim_end = True, end
         return Trim(run.id, end)
 
     def _cancel(self, run_id: int, reason: str) -> None:
