@@ -10,7 +10,7 @@ from typing import Final
 from bench_fetch_clients import Job
 from bench_fetch_material import GIB, Material, metalink
 from bench_fetch_report import Bar, Row, at_least, at_most, holds, memory
-from bench_fetch_run import RIGHT, Figures, Options, in_turns, measure, touch_memory
+from bench_fetch_run import RIGHT, Figures, Measured, Options, in_turns, measure, touch_memory
 from bench_fetch_servers import make_certificate, nginx
 
 SIZE: Final = 4 * GIB
@@ -60,12 +60,12 @@ def run(name: str, directory: Path, material: Material, options: Options) -> Row
         )
         files = tuple(f"{url}/{material.path.name}" for url in farm.urls)
         job = Job(document, files, files[0], directory / "out", signer)
-        touch_memory(job.output, material)
-        figures = in_turns(
-            options.clients("ddfs", peers),
-            options.repeat,
-            lambda client: measure(client, job, farm, material, LIMIT_SECONDS),
-        )
+
+        def call(client: str) -> Measured:
+            touch_memory(job.output, material)
+            return measure(client, job, farm, material, LIMIT_SECONDS)
+
+        figures = in_turns(options.clients("ddfs", peers), options.repeat, call)
     return Row(name, case.title, figures, _bars(case, figures))
 
 
