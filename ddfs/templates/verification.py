@@ -239,6 +239,9 @@ class Verifications:
                 await self._fingerprint(template, published)
             except errors.DdfsError as error:
                 log.warning("%s: no piece hashes of our own: %s", template.name, error)
+            except Exception:
+                # It may be removed meanwhile; nobody waits for this, and the daemon goes on.
+                log.exception("%s: no piece hashes of our own", template.name)
 
     async def _fingerprint(self, template: Template, published: PublishedFile) -> None:
         manifest, pieces = await self._hashes(template.content_id)

@@ -305,6 +305,10 @@ class Versions:
             # Removed meanwhile, or the catalogue cannot be written.
             log.warning("%s: its source was not checked: %s", family, error)
             return
+        except Exception:
+            # A bug in what reads documents from outside must not end the daemon.
+            log.exception("%s: its source was not checked", family)
+            return
         if state.verdict is Verdict.UNREACHABLE:
             log.warning("%s: its source cannot be asked: %s", family, state.message)
             retry = time.time() + _RETRY_SECONDS
