@@ -141,10 +141,11 @@ class Libvirtd:
 
     def remove_domains(self) -> None:
         """Destroys and undefines all."""
-        for name in self.virsh("list", "--name").stdout.split():
-            self.virsh("destroy", name, check=False)
-        for name in self.virsh("list", "--all", "--name").stdout.split():
-            self.virsh("undefine", name, check=False)
+        # By their numbers: a name may be anything, also what looks like an option.
+        for uuid in self.virsh("list", "--uuid").stdout.split():
+            self.virsh("destroy", uuid, check=False)
+        for uuid in self.virsh("list", "--all", "--uuid").stdout.split():
+            self.virsh("undefine", uuid, check=False)
 
     def remove_pools(self) -> None:
         for name in self.virsh("pool-list", "--all", "--name").stdout.split():
