@@ -116,6 +116,11 @@ class Spool:
         """Where a content of that name will stand."""
         return str(self._home(primary).path / published_name)
 
+    def storage_of(self, content_id: str) -> Storage:
+        """Where its published file stands, or where it is fetched to."""
+        holding = self._holding(content_id)
+        return self._storages[next(iter(holding.files), holding.home.name)]
+
     def _home(self, primary: str | None) -> Storage:
         """Where to fetch to; the default too for a storage that the settings have no more."""
         return self._storages.get(primary or "", self._with.storage)

@@ -32,6 +32,7 @@ from ddfs.model import (
 from ddfs.names import validate_template_name
 from ddfs.spool.fetching import Order
 from ddfs.spool.holding import HoldingStatus
+from ddfs.spool.ports import Storage
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import Spool
 from ddfs.templates.index import Index
@@ -404,6 +405,10 @@ class Templates:
     def primaries(self) -> tuple[str, ...]:
         """The primary storages, the preferred one first."""
         return self._spool.primaries
+
+    def storage_of(self, template: Template) -> Storage:
+        """The primary storage of its published file."""
+        return self._spool.storage_of(template.content_id)
 
     async def copy(self, template: Template, primary: str) -> None:
         """Have what is published somewhere on *primary* as well; raises why it is not."""

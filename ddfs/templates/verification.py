@@ -7,7 +7,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack
 
@@ -180,7 +180,8 @@ class Verifications:
         job.stage = Stage.REPAIRING
         known = pieces if findings.can_tell else None
         others = self._siblings(job.template, published)
-        await repair(published, manifest, known, findings, others, self._with)
+        around = replace(self._with, storage=self._templates.storage_of(job.template))
+        await repair(published, manifest, known, findings, others, around)
         again = await self._examine(job, published, manifest, pieces)
         if again.damaged:
             raise errors.StorageError(

@@ -97,6 +97,7 @@ async def test_copying_asks_no_mirror_again_and_prefers_the_first(tmp_path: Path
         await fetched(host, order)
         holding = host.spool.holding(order.content_id)
         assert holding.primaries == ("fast",)
+        assert host.spool.storage_of(order.content_id) is host.storages["fast"]
         requests = lab[url].requests
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:

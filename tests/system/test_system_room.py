@@ -298,7 +298,8 @@ def test_two_daemons_on_one_directory_fetch_once(directory: Path, fast_site: Sit
             host.api_json("POST", "/v1/prefetch", {"names": ["together"]})
         for host in (a, b):
             host.wait_for_state("together", "downloaded")
-        assert image.bytes_sent() - before <= image.size + 4 * MIB
+        # Twice would be twice; mirrors send some pieces twice in any fetch.
+        assert image.bytes_sent() - before < 1.5 * image.size
         assert a.published("together") == b.published("together")
         kept = reasons(collect(a, "--unused-for", "0s"))
         assert kept["together"].startswith("other hosts share")
