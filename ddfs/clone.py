@@ -110,7 +110,7 @@ class Clones:
         that it should replace, :class:`errors.StorageFullError`. After any error or a
         cancellation the old disk is there as it was, and nothing else.
         """
-        template = self._templates.get(order.template)
+        template = self._templates.newest(order.template)
         _validate_volume(order.volume)
         directory = await self._pools.directory(order.pool)
         path = directory / order.volume

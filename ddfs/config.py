@@ -114,6 +114,17 @@ class LibvirtSettings:
 
 
 @dataclass(frozen=True)
+class HostSettings:
+    """A host on which `ddfs deploy` may start domains, by the way to its daemon's socket.
+
+    Which libvirt is meant that daemon knows: it deploys on its own.
+    """
+
+    # A path on this host, or ssh://[USER@]HOST[:PORT]/PATH.
+    socket: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that an operator can say."""
 
@@ -132,6 +143,8 @@ class Settings:
     network: NetworkSettings = NetworkSettings()
     fetch: FetchSettings = FetchSettings()
     libvirt: LibvirtSettings = LibvirtSettings()
+    # By name, in the order in which `ddfs deploy` tries them.
+    hosts: Mapping[str, HostSettings] = field(default_factory=dict)
 
     @property
     def templates_dir(self) -> Path:
@@ -192,8 +205,21 @@ def parse(document: Mapping[str, Any]) -> Settings:
             if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is None:
                 raise errors.ConfigError(f"primary: {name[:80]!r} cannot be a storage's name")
         object.__setattr__(settings, "primary", stores)
+    hosts = top.table("host")
+    found = {name: _host(hosts.table(name)) for name in hosts.keys}
+    object.__setattr__(settings, "hosts", found)
     top.refuse_unknown()
     return settings
+
+
+def _host(table: _Table) -> HostSettings:
+    address = table.text("socket", None)
+    table.refuse_unknown()
+    if address is None or not address.startswith(("/", "ssh://")):
+        raise errors.ConfigError(
+            f"{table.name}.socket: a path, or ssh://[USER@]HOST[:PORT]/PATH, not {address!r}"
+        )
+    return HostSettings(address)
 
 
 def _primary(table: _Table) -> PrimarySettings:

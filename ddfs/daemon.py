@@ -23,16 +23,19 @@ import trio
 from ddfs import errors
 from ddfs.catalogue.catalogue import Catalogue
 from ddfs.catalogue.heads import HeadStore
+from ddfs.changes import Changes
 from ddfs.clone import Clones
 from ddfs.config import PrimarySettings, Settings
 from ddfs.control import server
 from ddfs.control.actions import DomainActions
+from ddfs.control.deployments import HostDeployments
 from ddfs.control.host import Host, HostFigures
 from ddfs.control.keeping import HostKeeping
 from ddfs.control.later import LaterStarts
 from ddfs.control.metrics import HostMetrics
 from ddfs.control.verifying import verify_routes
 from ddfs.control.versioning import Versioning, version_routes
+from ddfs.deploy import Deployed, Deployments, DeployOrder, Facts
 from ddfs.fetch import certificates
 from ddfs.fetch.access import Grants
 from ddfs.fetch.transport import Transport
@@ -46,9 +49,10 @@ from ddfs.keeping.collector import Collector
 from ddfs.keeping.records import Records
 from ddfs.keeping.stocktaking import Stocktaking
 from ddfs.limits import HostLimits, Limits
-from ddfs.model import ImageFormat, Template
+from ddfs.model import ImageFormat, MiB
 from ddfs.notify import Supervisor
 from ddfs.primary.directory import DirectoryStorage
+from ddfs.primary.room import Room
 from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.room import MakeRoom
@@ -56,11 +60,13 @@ from ddfs.spool.spool import Spool
 from ddfs.templates import Templates
 from ddfs.templates.verification import Verifications
 from ddfs.templates.versions import Versions
+from ddfs.virt import domain_document
 from ddfs.virt.autostart import Autostart
 from ddfs.virt.connection import Libvirt
 from ddfs.virt.devices import Devices
 from ddfs.virt.domains import Domains
 from ddfs.virt.inventory import HostInventory
+from ddfs.virt.machines import Machines
 from ddfs.virt.pools import PoolKeeper
 from ddfs.virt.volumes import Volumes
 
@@ -157,6 +163,7 @@ async def _serve_on(
         pool = TemplatePool(shown, settings.mountpoint)
         later = LaterStarts(templates, domains.start)
         gate = Gate(templates, settings.templates_dir, settings.gate.wait)
+        deployments = _deployments(settings, templates, libvirt, domains, keeper, storage)
         host = Host(
             templates,
             gate,
@@ -167,6 +174,7 @@ async def _serve_on(
             HostLimits(transport, spool.queue, Limits.of(settings)),
             HostMetrics(templates, pool, storage.figures, versions.state).text,
             HostKeeping(templates, collector, records, stocktaking),
+            HostDeployments(deployments, templates),
             later.add if settings.gate.then == "start" else None,
             versions.state,
         )
@@ -178,7 +186,7 @@ async def _serve_on(
         changes.show(pool, templates)
         told = f"{settings.templates_dir}, {len(templates.all())} templates"
         before = changes.run, later.run, verifications.run, serve
-        beside = keeper.run, records.run, stocktaking.at_start, versions.run
+        beside = keeper.run, records.run, stocktaking.at_start, versions.run, deployments.recover
         await _serve_mounted(pool, before, beside, told, signals)
         fetching.cancel_scope.cancel()
 
@@ -231,6 +239,69 @@ def _host_id(state_dir: Path) -> str:
     if not text.isalnum():
         raise errors.StorageError(f"{path}: not what ddfs has written; delete it")
     return text
+
+
+def _deployments(
+    settings: Settings,
+    templates: Templates,
+    libvirt: Libvirt,
+    domains: Domains,
+    keeper: PoolKeeper,
+    storage: DirectoryStorage,
+) -> Deployments:
+    async def pool_is_active() -> bool:
+        pool = await keeper.status()
+        return pool is not None and pool.active
+
+    volumes = Volumes(libvirt)
+    return Deployments(
+        templates,
+        Clones(templates, settings.templates_dir, volumes, domains),
+        volumes,
+        _Hypervisor(Machines(libvirt)),
+        settings.state_dir / "deploying",
+        pool_is_active=pool_is_active,
+        most_bytes=lambda: _most_bytes(storage.room()),
+    )
+
+
+def _most_bytes(room: Room) -> int:
+    """What could be had at most, if everything that is stored could go."""
+    by_file_system = room.free + room.held - room.keep_free
+    return by_file_system if room.quota is None else min(room.quota, by_file_system)
+
+
+class _Hypervisor:
+    """libvirt's machines, as deployments ask for them."""
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+        self.facts = machines.facts
+        self.has_domain = machines.has_domain
+        self.start = machines.start
+        self.remove = machines.remove
+
+    async def define(self, order: DeployOrder, made: Deployed, facts: Facts) -> None:
+        machine = domain_document.Machine(
+            made.name,
+            made.uuid,
+            str(made.disk),
+            facts.hypervisor,
+            facts.arch,
+            str(made.seed) if made.seed else None,
+            order.memory_mib,
+            order.vcpus,
+            order.network,
+        )
+        await self._machines.define(machine, order.document)
+
+    def needs(self, order: DeployOrder) -> tuple[str | None, int]:
+        document, given = order.document, order.memory_mib
+        arch, memory = order.arch, domain_document.DEFAULT_MEMORY_MIB * MiB
+        if document is not None:
+            arch = arch or domain_document.arch_of(document)
+            memory = domain_document.memory_bytes_of(document) or memory
+        return arch, given * MiB if given is not None else memory
 
 
 def _domain_actions(
@@ -303,73 +374,6 @@ async def _wait_for_the_end(
         log.info("%s: ending", signal.Signals(number).name)
         supervisor.stopping()
         return
-
-
-class Changes:
-    """Tells the mount, the directory under it, and libvirt's pool what has changed."""
-
-    def __init__(self, keeper: PoolKeeper) -> None:
-        self._keeper = keeper
-        self._pool: TemplatePool | None = None
-        self._templates: Templates | None = None
-        self._queue, self._work = trio.open_memory_channel[Template](float("inf"))
-
-    def show(self, pool: TemplatePool, templates: Templates) -> None:
-        """From now on there is a mount to tell."""
-        self._pool, self._templates = pool, templates
-
-    def content_changed(self, content_id: str) -> None:
-        """A fetch began or ended."""
-        if self._pool is None or self._templates is None:
-            return
-        self._templates.note_unpacked(content_id)
-        for template in self._templates.with_content(content_id):
-            self._pool.note_changed(template.row)
-            self._queue.send_nowait(template)
-
-    def added(self, template: Template) -> None:
-        """A template is new; it may be published already, under another name."""
-        if self._pool is not None:
-            self._pool.note_added(template.file_name)
-            self._queue.send_nowait(template)
-        self._keeper.note_changed()
-
-    def removed(self, template: Template) -> None:
-        """A template is gone."""
-        if self._pool is not None:
-            self._pool.note_removed(template.file_name, template.row)
-            self._queue.send_nowait(template)
-        self._keeper.note_changed()
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the symlinks under the mountpoint as the templates are; errors are logged."""
-        await self._link_under(self._reconcile)
-        task_status.started()
-        async for template in self._work:
-            await self._link_under(functools.partial(self._relink, template))
-
-    async def _link_under(self, change: Callable[[], None]) -> None:
-        try:
-            await trio.to_thread.run_sync(change)
-        except errors.StorageError as error:
-            log.warning("%s", error)
-
-    def _reconcile(self) -> None:
-        assert self._pool is not None
-        assert self._templates is not None
-        published = {t.file_name: self._templates.published(t) for t in self._templates.all()}
-        self._pool.underlay.reconcile({n: p.path for n, p in published.items() if p is not None})
-
-    def _relink(self, template: Template) -> None:
-        assert self._pool is not None
-        assert self._templates is not None
-        # By name: another template may have it by now.
-        current = self._templates.by_file_name(template.file_name)
-        published = self._templates.published(current) if current else None
-        if published is None:
-            self._pool.underlay.unlink(template.file_name)
-        else:
-            self._pool.underlay.link(template.file_name, published.path)
 
 
 def _transport(settings: Settings) -> Transport:

@@ -24,6 +24,8 @@
     │   ├── AlreadyRunningError   another daemon owns the state
     │   ├── MountError            the template pool cannot be mounted
     │   ├── LibvirtError          libvirt refused or failed; carries its code
+    │   ├── UnsuitableHostError   a domain cannot be deployed there
+    │   ├── NotDeployedError      no host could run a domain; carries their reasons
     │   └── DaemonDownError       nobody answers on the control socket
     └── NotReadyError             it will be there, but is not now
         ├── NotHereYetError       the gate's refusal, with progress
@@ -211,6 +213,18 @@ class LibvirtError(HostError):
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
         self.code = code
+
+
+class UnsuitableHostError(HostError):
+    """A domain cannot be deployed on a host; nothing was done there."""
+
+    http_status = 409
+
+
+class NotDeployedError(HostError):
+    """No host could run a domain; the text has every host's reason."""
+
+    http_status = 502
 
 
 class DaemonDownError(HostError):

@@ -28,11 +28,13 @@ ALLOWED: dict[str, set[str]] = {
     "limits": {"errors", "config", "fetch", "spool"},
     "gate": {"errors", "model", "spool", "templates"},
     "clone": {"errors", "model", "image", "templates"},
+    "changes": {"errors", "model", "templates", "fuse"},
+    "deploy": {"errors", "model", "image", "templates", "clone"},
     "fuse": {"errors", "model", "spool", "templates"},
     "keeping": {"errors", "model", "image"},
     "control": {
         "errors", "model", "declaration", "versions", "spool", "templates", "limits", "gate",
-        "clone", "image", "keeping",
+        "clone", "deploy", "image", "keeping",
     },
     "primary": {"errors", "model"},
     "catalogue": {"errors", "names", "model", "declaration", "versions"},
@@ -47,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "daemon": {
         "errors", "model", "config", "fetch", "image", "spool", "templates", "gate", "fuse",
-        "limits", "keeping", "clone",
+        "limits", "keeping", "clone", "deploy", "changes",
         "control", "primary", "catalogue", "virt", "notify",
     },
 }  # fmt: skip
@@ -61,6 +63,7 @@ HOMES = {
     "httpx": {"fetch", "control"},
     "defusedxml": {"metalink", "virt"},
     "oslo_utils": {"image"},
+    "pycdlib": {"image"},
     "backports": {"image"},
     "fastapi": {"control"},
     "starlette": {"control"},

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from ddfs import __version__, config
-from ddfs.cli import autostart, ca, disks, domains, gate, gc, limits, metalink, pool, templates
+from ddfs.cli import (
+    autostart,
+    ca,
+    deploy,
+    disks,
+    domains,
+    gate,
+    gc,
+    limits,
+    metalink,
+    pool,
+    templates,
+)
 from ddfs.cli.access_options import with_access
 from ddfs.cli.fetch_request import FetchRequest
 from ddfs.cli.session import JsonOption, Session, session_of
@@ -38,6 +50,7 @@ app.add_typer(ca.group, name="ca")
 templates.register(app)
 domains.register(app)
 disks.register(app)
+deploy.register(app)
 gate.register(app)
 limits.register(app)
 gc.register(app)

@@ -160,7 +160,7 @@ class DomainActions:
 
     async def attach(self, domain: str, request: AttachTemplate) -> AttachedDisk:
         """Attach a template that is here."""
-        template = self._templates.get(request.template)
+        template = self._templates.newest(request.template)
         if _TARGET.fullmatch(request.target) is None:
             raise errors.InvalidValueError(
                 f"{request.target[:40]!r} is no place for a disk: write vdb, sda or the like"

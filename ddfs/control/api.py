@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 import ddfs
 from ddfs import errors
-from ddfs.control import keeping, problems
+from ddfs.control import deployments, keeping, problems
 from ddfs.control.action_routes import actions
 from ddfs.control.body import BodyLimit
 from ddfs.control.messages import (
@@ -52,6 +52,7 @@ def make_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     for routes in (_templates, _fetches, _pool, _domains, _gate, actions):
         app.include_router(routes(service), responses=_PROBLEMS)
     app.include_router(keeping.routes(service.keeping), responses=_PROBLEMS)
+    app.include_router(deployments.routes(service.deploying), responses=_PROBLEMS)
     for router in more:
         app.include_router(router, responses=_PROBLEMS)
     return app

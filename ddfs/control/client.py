@@ -29,6 +29,7 @@ from ddfs.control.action_messages import (
     GateReport,
 )
 from ddfs.control.decode import decode
+from ddfs.control.deploy_messages import Deploy, DeployedDomain, Obstacles
 from ddfs.control.keeping_messages import (
     Collect,
     CollectionStatus,
@@ -181,6 +182,19 @@ class Client:
     def clone(self, request: CloneTemplate) -> ClonedVolume:
         """Makes a disk from a template."""
         return self._ask(ClonedVolume, "POST", "/v1/clones", request, SLOW_SECONDS)
+
+    def obstacles(self, request: Deploy) -> Obstacles:
+        """Why the host cannot run it."""
+        return self._ask(Obstacles, "POST", "/v1/deployments/obstacles", request, SLOW_SECONDS)
+
+    def deploy(self, request: Deploy) -> DeployedDomain:
+        """Makes a domain and starts it."""
+        return self._ask(DeployedDomain, "POST", "/v1/deployments", request, SLOW_SECONDS)
+
+    def discard(self, name: str) -> None:
+        """Deletes what an unfinished fetch left."""
+        path = f"/v1/templates/{quote(name, safe='')}/partial"
+        self._request("DELETE", path, None, SLOW_SECONDS)
 
     def autostart_domains(self) -> list[AutostartDomain]:
         """The domains that are to be started at boot."""

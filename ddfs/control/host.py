@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from ddfs import __version__, errors
+from ddfs.control.deployments import HostDeployments
 from ddfs.control.keeping import HostKeeping
 from ddfs.control.messages import (
     AddTemplate,
@@ -160,6 +161,7 @@ class Host:
         limits: HostLimits,
         metrics: Callable[[], bytes],
         keeping: HostKeeping,
+        deploying: HostDeployments,
         start_later: Callable[[str, Sequence[Template]], None] | None = None,
         source_state: Callable[[str], SourceState] = lambda _: SourceState(),
     ) -> None:
@@ -173,6 +175,7 @@ class Host:
         self._limits = limits
         self._metrics = metrics
         self.keeping = keeping
+        self.deploying = deploying
         self._start_later = start_later
         self._started_at = time.monotonic()
 

@@ -15,6 +15,7 @@ from ddfs.control.action_messages import (
     ExplainGate,
     GateReport,
 )
+from ddfs.control.deploy_messages import Deploy, DeployedDomain, Obstacles
 from ddfs.control.keeping import Keeping
 from ddfs.control.messages import (
     AddTemplate,
@@ -55,6 +56,22 @@ class Actions(Protocol):
         ...
 
 
+class Deploying(Protocol):
+    """New domains on this host; see :class:`ddfs.deploy.Deployments`."""
+
+    async def obstacles(self, request: Deploy) -> Obstacles:
+        """Why this host cannot run it; changes nothing."""
+        ...
+
+    async def deploy(self, request: Deploy) -> DeployedDomain:
+        """Makes a domain and starts it; after an error or a cancellation nothing is left."""
+        ...
+
+    async def discard(self, name: str) -> None:
+        """Deletes what an unfinished fetch of a template left."""
+        ...
+
+
 class Service(Protocol):
     """The daemon, as the API sees it. ``daemon.py`` implements it.
 
@@ -70,6 +87,11 @@ class Service(Protocol):
     @property
     def keeping(self) -> Keeping:
         """Pins, and what may be deleted."""
+        ...
+
+    @property
+    def deploying(self) -> Deploying:
+        """New domains."""
         ...
 
     @property

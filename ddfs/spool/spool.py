@@ -283,6 +283,8 @@ class Spool:
             await self._delete(content_id, holding)
         finally:
             holding.is_going = False
+        # A failed fetch that waits to be tried again is not tried for what is gone.
+        holding.rest = None
         self._holdings.pop(content_id, None)
 
     async def evict(self, content_id: str, primary: str, uses: int) -> bool:

@@ -360,6 +360,17 @@ class Templates:
                     await trio.to_thread.run_sync(self._heads.remove, template.content_id)
             log.info("%s: removed", template.file_name)
 
+    async def discard(self, name: str) -> None:
+        """Delete what an unfinished fetch of *name* left; nothing where it is published.
+
+        Raises :class:`errors.TemplateInUseError` while it is being fetched.
+        """
+        template = self.newest(name)
+        async with self.changing(template.family):
+            if self.published(template) is None:
+                with trio.CancelScope(shield=True):
+                    await self._spool.purge(template.content_id)
+
     async def declare(self, template: Template, declaration: Declaration) -> Template:
         """Write down another declaration; the content stays what it is.
 

@@ -155,3 +155,43 @@ def test_autostart_without_a_daemon(ddfs: Ddfs, daemon: RunningDaemon) -> None:
     done = ddfs("autostart", "run", "--timeout", "0")
     assert done.code == errors.EXIT_HOST
     assert "ddfs serve" in done.err
+
+
+def test_deploy_fetches_first_and_says_where_it_runs(
+    ddfs: Ddfs, service: FakeService, tmp_path: Path
+) -> None:
+    (tmp_path / "user-data").write_text("#cloud-config\n")
+    words = ["--memory", "2G", "--user-data", str(tmp_path / "user-data")]
+    done = ddfs("deploy", "debian-12", "--name", "vm1", *words)
+    assert done.code == 0, done.err
+    assert done.out == "vm1: runs on this host, from debian-12; its disk is /pool/vm1.qcow2\n"
+    (request,) = service.deploying.deployed
+    assert (request.memory_mib, request.user_data) == (2048, "#cloud-config\n")
+    assert service.known["debian-12"].state == "downloaded"
+
+
+def test_deploy_takes_a_failed_download_back(ddfs: Ddfs, service: FakeService) -> None:
+    service.failing["alpine"] = "no mirror answers"
+    done = ddfs("deploy", "alpine", "--name", "vm1")
+    assert done.code == errors.EXIT_HOST
+    assert done.err.splitlines()[-1].startswith("ddfs: vm1 runs nowhere: this host: ")
+    assert "no mirror answers" in done.err
+    assert service.deploying.deployed == []
+    assert service.deploying.discarded == ["alpine@1"]
+
+
+def test_deploy_asks_before_it_does_anything(ddfs: Ddfs, service: FakeService) -> None:
+    service.deploying.obstacle = "1 MiB of memory are free, 1152 are needed"
+    done = ddfs("deploy", "alpine", "--name", "vm1")
+    assert (done.code, done.out) == (errors.EXIT_HOST, "")
+    assert "1152 are needed" in done.err
+    assert service.known["alpine"].state == "not-downloaded"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--host", "nowhere"], ["--memory", "much"], ["--memory", "1"], ["--xml", "/no/such/file"]],
+)
+def test_deploy_with_wrong_words(ddfs: Ddfs, words: list[str]) -> None:
+    done = ddfs("deploy", "alpine", "--name", "vm1", *words)
+    assert (done.code, done.err.count("\n")) == (errors.EXIT_REQUEST, 1)

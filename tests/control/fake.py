@@ -22,6 +22,7 @@ from ddfs.control.action_messages import (
     GateFileReport,
     GateReport,
 )
+from ddfs.control.deploy_messages import Deploy, DeployedDomain, Obstacles
 from ddfs.control.keeping_messages import (
     Collect,
     CollectionStatus,
@@ -166,12 +167,34 @@ class FakeActions:
         return AutostartDomain(domain, request.enabled, False)
 
 
+class FakeDeploying:
+    """A host with room for one domain; ``obstacle`` is why it is not suitable, if it is not."""
+
+    def __init__(self) -> None:
+        self.obstacle: str | None = None
+        self.deployed: list[Deploy] = []
+        self.discarded: list[str] = []
+
+    async def obstacles(self, request: Deploy) -> Obstacles:
+        return Obstacles((self.obstacle,) if self.obstacle else ())
+
+    async def deploy(self, request: Deploy) -> DeployedDomain:
+        if self.deployed:
+            raise errors.NameTakenError(f"a domain called {request.name} is there already")
+        self.deployed.append(request)
+        return DeployedDomain(request.name, "u-u-i-d", f"/pool/{request.name}.qcow2")
+
+    async def discard(self, name: str) -> None:
+        self.discarded.append(name)
+
+
 class FakeService:
     """Fetches move on by 400 bytes at every look, so that a client sees progress."""
 
     def __init__(self, *names: str) -> None:
         self.known = {name: make_status(name) for name in names}
         self.keeping = FakeKeeping(self)
+        self.deploying = FakeDeploying()
         self.failing: dict[str, str] = {}
         self.raises: Exception | None = None
         self.actions = FakeActions(self)
@@ -235,12 +258,11 @@ class FakeService:
         self.removed.append((name, purge))
 
     def prefetch(self, names: Sequence[str]) -> list[TemplateStatus]:
-        for name in names:
-            self.template(name)
-        for name in names:
+        found = [self.template(name).name for name in names]
+        for name in found:
             if self.known[name].state != "downloaded":
                 self.known[name] = dataclasses.replace(self.known[name], state="downloading")
-        return [self.known[name] for name in names]
+        return [self.known[name] for name in found]
 
     async def prefetch_seeded(
         self, names: Sequence[str], seeds: Sequence[str]
@@ -252,13 +274,12 @@ class FakeService:
         return self.prefetch(names)
 
     def cancel(self, names: Sequence[str]) -> list[TemplateStatus]:
-        for name in names:
-            self.template(name)
-        for name in names:
+        found = [self.template(name).name for name in names]
+        for name in found:
             self.known[name] = dataclasses.replace(
                 self.known[name], state="not-downloaded", bytes_per_second=0.0, seconds_left=None
             )
-        return [self.known[name] for name in names]
+        return [self.known[name] for name in found]
 
     def limits(self) -> Limits:
         return self.limits_now

@@ -93,7 +93,7 @@ def host(templates: TwoTemplates, tmp_path: Path) -> Host:
     figures = HostFigures(mount, mount / "templates", ())
     nobody: Any = None
     parts: Any = templates
-    return Host(parts, nobody, nobody, nobody, nobody, figures, nobody, nobody, Unpinned())
+    return Host(parts, nobody, nobody, nobody, nobody, figures, nobody, nobody, Unpinned(), nobody)
 
 
 async def test_a_host_starts_with_seeds(

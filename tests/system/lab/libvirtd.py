@@ -66,7 +66,7 @@ class Libvirtd:
         if not namespace.is_inside():
             raise LabError("a libvirtd of one's own needs lab.namespace around it")
         _hide_the_hosts()
-        if not _may_use_kvm():
+        if not may_use_kvm():
             _hide_kvm(self._logs / "no-kvm")
         Path("/etc/libvirt/libvirtd.conf").write_text(LIBVIRTD_CONF)
         Path("/etc/libvirt/qemu.conf").write_text(QEMU_CONF)
@@ -171,7 +171,7 @@ def _hide_the_hosts() -> None:
         raise LabError("libvirtd is not installed; run contrib/setup")
 
 
-def _may_use_kvm() -> bool:
+def may_use_kvm() -> bool:
     """Whether libvirt's QEMU user may. On Debian it may, through a group."""
     command = ["setpriv", "--reuid", QEMU_USER, "--regid", QEMU_USER, "--init-groups"]
     test = [*command, "test", "-r", "/dev/kvm", "-a", "-w", "/dev/kvm"]

@@ -1,0 +1,70 @@
+"""Deployments behind the API."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from ddfs.clone import DEFAULT_POOL
+from ddfs.control.deploy_messages import Deploy, DeployedDomain, Obstacles
+from ddfs.control.service import Deploying
+from ddfs.deploy import Deployments, DeployOrder
+from ddfs.templates import Templates
+
+
+class HostDeployments:
+    """Implements :class:`ddfs.control.service.Deploying`."""
+
+    def __init__(self, deployments: Deployments, templates: Templates) -> None:
+        self._deployments = deployments
+        self._templates = templates
+
+    async def obstacles(self, request: Deploy) -> Obstacles:
+        """Why this host cannot run it."""
+        return Obstacles(tuple(await self._deployments.obstacles(_order(request))))
+
+    async def deploy(self, request: Deploy) -> DeployedDomain:
+        """Make it, and start it."""
+        made = await self._deployments.make(_order(request))
+        seed = str(made.seed) if made.seed else None
+        return DeployedDomain(made.name, made.uuid, str(made.disk), seed)
+
+    async def discard(self, name: str) -> None:
+        """Delete what an unfinished fetch left."""
+        await self._templates.discard(name)
+
+
+def _order(request: Deploy) -> DeployOrder:
+    return DeployOrder(
+        template=request.template,
+        name=request.name,
+        pool=request.pool or DEFAULT_POOL,
+        memory_mib=request.memory_mib,
+        vcpus=request.vcpus,
+        disk_size=request.disk_size,
+        network=request.network,
+        arch=request.arch,
+        user_data=request.user_data.encode() if request.user_data is not None else None,
+        document=request.xml,
+    )
+
+
+def routes(deploying: Deploying) -> APIRouter:
+    """All of them; not on the socket that only reads."""
+    router = APIRouter()
+
+    @router.post("/v1/deployments/obstacles")
+    async def obstacles(request: Deploy) -> Obstacles:
+        """Why this host cannot run a domain, without changing anything."""
+        return await deploying.obstacles(request)
+
+    @router.post("/v1/deployments", status_code=201)
+    async def deploy(request: Deploy) -> DeployedDomain:
+        """Makes a disk, a seed and a domain from a template that is here, and starts it."""
+        return await deploying.deploy(request)
+
+    @router.delete("/v1/templates/{name}/partial", status_code=204)
+    async def discard(name: str) -> None:
+        """Deletes what an unfinished fetch left. One that runs is refused."""
+        await deploying.discard(name)
+
+    return router

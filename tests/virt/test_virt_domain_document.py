@@ -1,0 +1,77 @@
+"""The XML of a deployed domain: our own, and an operator's filled in."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from ddfs import errors
+from ddfs.virt.domain_document import (
+    Machine,
+    arch_of,
+    filled_document,
+    memory_bytes_of,
+    own_document,
+)
+
+GIVEN = """<domain type="kvm"><name>old</name><uuid>1</uuid><memory unit="GiB">2</memory>
+<currentMemory unit="GiB">1</currentMemory><vcpu current="1">4</vcpu>
+<os><type arch="aarch64" machine="virt">hvm</type></os><devices>
+<disk type="block" device="cdrom"><target dev="sda" bus="sata"/></disk>
+<disk type="network" device="disk"><driver type="raw"/><source protocol="nbd"/>
+<backingStore type="file"/><target dev="vdb" bus="virtio"/></disk>
+<interface type="bridge"/></devices></domain>"""
+
+
+def machine(**more: object) -> Machine:
+    return Machine("vm & <co>", "u-u", "/pool/a 'b'.qcow2", "qemu", "x86_64", **more)  # type: ignore[arg-type]
+
+
+def test_our_own_has_what_a_machine_needs() -> None:
+    domain = ElementTree.fromstring(own_document(machine(seed="/pool/s.iso", memory_mib=512)))
+    assert domain.findtext("name") == "vm & <co>"
+    assert domain.findtext("memory") == "512"
+    assert domain.findtext("vcpu") == "1"
+    [disk, seed] = domain.findall("devices/disk")
+    assert disk.find("source").get("file") == "/pool/a 'b'.qcow2"
+    assert (seed.get("device"), seed.find("readonly") is not None) == ("cdrom", True)
+    assert domain.find("devices/interface/source").get("network") == "default"
+    bare = ElementTree.fromstring(own_document(machine(network="none")))
+    assert bare.find("devices/interface") is None
+
+
+def test_an_operators_document_keeps_what_nothing_is_said_about() -> None:
+    domain = ElementTree.fromstring(filled_document(GIVEN, machine(seed="/pool/s.iso")))
+    assert (domain.findtext("name"), domain.findtext("uuid")) == ("vm & <co>", "u-u")
+    assert (domain.findtext("memory"), domain.findtext("vcpu")) == ("2", "4")
+    drive, disk, seed = domain.findall("devices/disk")
+    assert drive.find("source") is None
+    assert disk.get("type") == "file"
+    assert disk.find("source").attrib == {"file": "/pool/a 'b'.qcow2"}
+    assert disk.find("driver").get("type") == "qcow2"
+    assert disk.find("backingStore") is None
+    assert disk.find("target").get("dev") == "vdb"
+    assert seed.find("target").get("dev") == "sdb"
+    assert domain.find("devices/interface").get("type") == "bridge"
+    sized = filled_document(GIVEN, machine(memory_mib=64, vcpus=2, network="lan"))
+    domain = ElementTree.fromstring(sized)
+    assert (domain.findtext("memory"), domain.findtext("vcpu")) == ("64", "2")
+    assert domain.find("currentMemory") is None
+    assert domain.find("devices/interface/source").get("network") == "lan"
+    without = ElementTree.fromstring(filled_document("<domain/>", machine(network="none")))
+    assert without.find("devices/disk/source").get("file") == "/pool/a 'b'.qcow2"
+
+
+def test_what_it_asks_for() -> None:
+    assert arch_of(GIVEN) == "aarch64"
+    assert memory_bytes_of(GIVEN) == 2 * 1024**3
+    assert (arch_of("<domain/>"), memory_bytes_of("<domain/>")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "<domain>", "<pool/>", "<!DOCTYPE x [<!ENTITY a 'b'>]><domain>&a;</domain>", "<" * 2**20],
+)
+def test_what_is_no_domain_is_one_line(text: str) -> None:
+    with pytest.raises(errors.InvalidValueError, match="domain XML: ") as caught:
+        filled_document(text, machine())
+    assert "\n" not in str(caught.value)
