@@ -286,7 +286,8 @@ class Connection:
         if self._early:
             count = min(len(self._early), len(view))
             view[:count] = self._early[:count]
-            self._early = self._early[count:]
+            # An empty view would keep its megabytes alive.
+            self._early = self._early[count:] or memoryview(b"")
             return count
         try:
             return self._sock.recv_into(view)
