@@ -436,6 +436,11 @@ def _primary_path(name: str, chosen: PrimarySettings) -> Path:
             f"primary.{name}.pool: libvirt has no pool {chosen.pool!r} with a directory; "
             "virsh pool-list --all shows those there are"
         )
+    if Path("/dev") in (Path(target), *Path(target).parents):
+        raise errors.ConfigError(
+            f"primary.{name}.pool: {chosen.pool!r} holds devices and no files; give a pool of type "
+            "dir, fs or netfs"
+        )
     return Path(target)
 
 

@@ -1,0 +1,48 @@
+"""Which directories the settings mean."""
+
+from pathlib import Path
+
+import pytest
+
+from ddfs import config, daemon, errors
+from ddfs.image.domain import PoolTargets
+
+
+@pytest.fixture
+def pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where libvirt's pools are described."""
+    monkeypatch.setattr(daemon, "PoolTargets", lambda: PoolTargets([str(tmp_path)]))
+    return tmp_path
+
+
+def describe(pools: Path, name: str, kind: str, target: str) -> None:
+    (pools / f"{name}.xml").write_text(
+        f"<pool type='{kind}'><name>{name}</name><target><path>{target}</path></target></pool>"
+    )
+
+
+def paths_of(**primary: dict[str, str]) -> dict[str, Path]:
+    return daemon._primary_paths(config.parse({"mountpoint": "/m", "primary": primary}))
+
+
+def test_pools_and_paths_in_their_order(pools: Path) -> None:
+    describe(pools, "nfs", "netfs", "/srv/nfs")
+    found = paths_of(first={"path": "/a"}, second={"pool": "nfs"})
+    assert list(found.items()) == [("first", Path("/a")), ("second", Path("/srv/nfs"))]
+
+
+@pytest.mark.parametrize(
+    ("primary", "word"),
+    [
+        ({"a": {"pool": "vg"}}, "holds devices and no files; give a pool of type dir, fs or netfs"),
+        ({"a": {"pool": "gone"}}, "libvirt has no pool 'gone'"),
+        ({"a": {"path": "/m/x"}}, "lies in the mountpoint itself"),
+        ({"a": {"path": "/a"}, "b": {"path": "/a/."}}, "primary.b: /a is primary.a already"),
+    ],
+)
+def test_what_cannot_be_one_is_named(
+    pools: Path, primary: dict[str, dict[str, str]], word: str
+) -> None:
+    describe(pools, "vg", "logical", "/dev/vg")
+    with pytest.raises(errors.ConfigError, match=word):
+        paths_of(**primary)
