@@ -82,6 +82,9 @@ class HotPieces:
     def take(self, piece: int) -> bytearray | None:
         """The bytes of *piece*, if they are kept; to be given back."""
         with self._lock:
+            # A piece that the hash entered before it was kept is read back, and left behind.
+            for passed in [each for each in self._kept if each < piece]:
+                self._drop(passed)
             self.front = piece + 1
             return self._kept.pop(piece, None)
 

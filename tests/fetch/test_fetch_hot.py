@@ -52,6 +52,15 @@ def test_the_piece_furthest_behind_makes_room():
     assert hot.take(3) is None
 
 
+def test_what_the_hash_has_passed_otherwise_makes_room():
+    hot = HotPieces(LENGTH, HotRoom(LENGTH))
+    buffer = hot.lend(1)
+    assert buffer is not None
+    hot.keep(1, buffer)
+    assert hot.take(2) is None
+    assert hot.lend(3) is buffer
+
+
 def test_several_fetches_share_the_room_and_give_it_back():
     room = HotRoom(LENGTH)
     one, other = HotPieces(LENGTH, room), HotPieces(LENGTH, room)
