@@ -21,7 +21,7 @@ _SUFFIX: Final = ".head"
 _FRESH_PREFIX: Final = ".fresh-"
 
 # As model.Manifest.content_id makes them. They become file names, so nothing else may pass.
-_CONTENT_ID: Final = re.compile(r"([a-z0-9-]{1,20}):([0-9a-f]{1,128})")
+_CONTENT_ID: Final = re.compile(r"([a-z0-9-]{1,20}):([0-9a-f]{1,128}(?:-[0-9a-f]{16})?)")
 
 
 class HeadStore:

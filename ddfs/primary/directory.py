@@ -11,7 +11,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from ddfs import errors
 from ddfs.model import ByteRange, MiB, PublishedFile
 from ddfs.primary import kernel, mend, publish
 from ddfs.primary.room import Ledger, Room
+from ddfs.primary.stems import content_of, stem_of
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,6 @@ _PROBE_PREFIX: Final = ".ddfs-probe-"
 
 # Each costs a look at all its bytes.
 MAX_ALIKE: Final = 4
-
-# As model.Manifest.content_id makes them. They become file names, so nothing else may pass.
-_CONTENT_ID: Final = re.compile(r"([a-z0-9-]{1,20}):([0-9a-f]{1,128})")
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
@@ -72,6 +69,8 @@ class DirectoryStorage:
         self._room_lock = threading.Lock()
         # What published files take, by path: they count against the quota.
         self._taken: dict[str, int] = {}
+        # Whose times change because we write: those files are known by the rest.
+        self._mending: set[str] = set()
 
     @property
     def partial_dir(self) -> Path:
@@ -210,7 +209,7 @@ class DirectoryStorage:
         found = self.identify(Path(published.path))
         is_intact = (
             found is not None
-            and publish.is_same_file(found, published)
+            and self._is_same_file(found, published)
             and found.device in (published.device, self._device)
         )
         if is_intact:
@@ -229,8 +228,17 @@ class DirectoryStorage:
         if not self.is_intact(published):
             raise errors.StorageError(f"{path} is not the file that ddfs put there any more")
         mark = self.partial_dir / (path.name + mend.MARK_SUFFIX)
-        with self._translated(f"cannot mend {path}"):
-            mend.mend(published, mark, source, ranges)
+        self._mending.add(published.path)
+        try:
+            with self._translated(f"cannot mend {path}"):
+                mend.mend(published, mark, source, ranges)
+        finally:
+            self._mending.discard(published.path)
+
+    def _is_same_file(self, found: PublishedFile, published: PublishedFile) -> bool:
+        if published.path in self._mending:
+            return found.inode == published.inode
+        return publish.is_same_file(found, published)
 
     def purge(self, published: PublishedFile) -> None:
         """Delete *published*; gone already is fine, another file in its place is refused."""
@@ -335,7 +343,7 @@ class DirectoryStorage:
         found = {}
         for entry in os.scandir(self.partial_dir):
             stem, suffix = os.path.splitext(entry.name)
-            content_id = _content_id(stem)
+            content_id = content_of(stem)
             if suffix != _PARTIAL_SUFFIX or entry.name in promised or content_id is None:
                 continue
             with contextlib.suppress(FileNotFoundError):
@@ -472,21 +480,6 @@ class DirectoryStorage:
                     f"{self.path}: {doing}: {reason}; free some room, then try again"
                 ) from error
             raise errors.StorageError(f"{self.path}: {doing}: {reason}") from error
-
-
-def stem_of(content_id: str) -> str:
-    """How the names of its files begin."""
-    match = _CONTENT_ID.fullmatch(content_id)
-    if match is None:
-        raise ValueError(f"not a content id: {content_id[:140]!r}")
-    return f"{match[1]}-{match[2]}"
-
-
-def _content_id(stem: str) -> str | None:
-    """The content whose files begin with *stem*, None for a name that is not ours."""
-    algorithm, _, value = stem.rpartition("-")
-    content_id = f"{algorithm}:{value}"
-    return content_id if _CONTENT_ID.fullmatch(content_id) else None
 
 
 def _file_name(name: str) -> str:

@@ -7,6 +7,7 @@ the two a crash would make it look like somebody else's: the mark says whose it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,9 @@ def mend(published: PublishedFile, mark: Path, source: int, ranges: Sequence[Byt
     """
     _write_mark(mark, published)
     with _writable(published.path) as target:
+        if os.fstat(target).st_ino != published.inode:
+            os.unlink(mark)
+            raise OSError(errno.ESTALE, "another file has its name by now")
         try:
             for each in ranges:
                 for start in range(each.start, each.end, _BLOCK_BYTES):

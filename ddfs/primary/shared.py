@@ -15,7 +15,8 @@ from typing import Final
 from ddfs import errors
 from ddfs.model import PublishedFile
 from ddfs.primary import kernel, lease
-from ddfs.primary.directory import DirectoryStorage, stem_of
+from ddfs.primary.directory import DirectoryStorage
+from ddfs.primary.stems import stem_of
 
 _LEASES: Final = "leases"
 
@@ -62,7 +63,8 @@ class SharedDirectoryStorage(DirectoryStorage):
         """As the base; not when another host has taken over meanwhile."""
         assert self._leases is not None
         with self._translated("cannot look at the lease"):
-            is_held = self._leases.is_held(partial.stem)
+            # Its name is the content's, whatever it ends in: no name of ours has a dot.
+            is_held = self._leases.is_held(partial.name.partition(".")[0])
         if not is_held:
             raise errors.StorageError(
                 f"{self.path}: another host has taken over the download of {name}; what it "

@@ -79,3 +79,22 @@ def test_another_file_of_that_name_is_not_touched(
     with good.open("rb") as source, pytest.raises(errors.StorageError, match="any more"):
         storage.mend(published, source.fileno(), [ByteRange(0, 5)])
     assert Path(published.path).read_bytes() == b"somebody's"
+
+
+def test_it_is_the_published_file_while_it_is_mended(
+    storage: DirectoryStorage, published: PublishedFile, tmp_path: Path
+) -> None:
+    intact: list[bool] = []
+
+    class Looking(list[ByteRange]):
+        def __iter__(self) -> Iterator[ByteRange]:
+            for each in super().__iter__():
+                yield each
+                intact.append(storage.is_intact(published))
+
+    good = tmp_path / "good"
+    good.write_bytes(b"abcdefghij")
+    with good.open("rb") as source:
+        storage.mend(published, source.fileno(), Looking([ByteRange(0, 5)]))
+    assert intact == [True]
+    assert storage.is_intact(published)

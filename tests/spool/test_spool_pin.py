@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import zipfile
 from pathlib import Path
 
 import pytest
 import trio
 
 from ddfs import errors
+from ddfs.catalogue.heads import HeadStore
 from ddfs.model import (
     ByteRange,
     Digest,
@@ -17,6 +20,8 @@ from ddfs.model import (
     Manifest,
     MiB,
     Mirror,
+    Packing,
+    PackingKind,
     PublishedFile,
     unverified_id,
 )
@@ -106,3 +111,30 @@ async def test_a_source_that_changes_midway_is_not_mixed(tmp_path: Path) -> None
         with trio.fail_after(30):
             published = await fetched(host, order)
         assert Path(published.path).read_bytes() == CONTENT
+
+
+async def test_a_file_in_an_unverified_archive_is_stored(tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.img", CONTENT)
+        archive.writestr("b.img", OTHER)
+    data = packed.getvalue()
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        url = lab.mirror(data)
+        content_id = unverified_id(url, len(data), '"lab"', "b.img")
+        manifest = Manifest(
+            "x.zip", len(data), (), None, (Mirror(url),), size_is_stated=False,
+            packing=Packing(PackingKind.ZIP, member="b.img"), unverified_id=content_id,
+        )  # fmt: skip
+        host.storage.journal_path(content_id).write_bytes(b"")
+        host.storage.partial_path(content_id).write_bytes(b"x")
+        assert list(host.storage.leftovers()) == [content_id]
+        host.storage.discard(content_id)
+        heads = HeadStore(tmp_path)
+        heads.put(content_id, OTHER[:100])
+        assert heads.read(content_id, 0, 10) == OTHER[:10]
+        order = host.knows(manifest, head_is_verified=False)
+        unpacked = host.storage.unpacked_path(order.content_id)
+        unpacked.write_bytes(OTHER)
+        published = host.storage.publish(unpacked, order.published_name)
+        assert Path(published.path).read_bytes() == OTHER
