@@ -20,7 +20,7 @@ import trio
 
 from ddfs import errors
 from ddfs.model import Manifest, MiB, PublishedFile
-from ddfs.spool.fetching import Order, Surroundings
+from ddfs.spool.fetching import CLAIM_SECONDS, Order, Surroundings
 from ddfs.spool.partial import storage_errors
 from ddfs.spool.ports import Storage
 from ddfs.spool.room import reserve
@@ -35,6 +35,9 @@ _NO_REFLINK: Final = {
 
 # A cancelled copy ends within one of these.
 _STEP: Final = 8 * MiB
+
+# Until what others may go on with is said to them; it expires anyway.
+_DISCLAIM_SECONDS: Final = 2.0
 
 # One copy saturates a disk.
 _limiter = trio.CapacityLimiter(1)
@@ -53,14 +56,31 @@ async def copy_content(
     manifest = await trio.to_thread.run_sync(
         around.ledger.manifest, content_id, limiter=around.ledger_limiter
     )
-    known = await trio.to_thread.run_sync(target.identify, target.path / order.published_name)
-    if known is not None:
-        return await _adopt(order, manifest, target)
-    await reserve(target, content_id, source.size, around.make_room)
-    path = target.partial_path(content_id)
+    try:
+        while not await trio.to_thread.run_sync(target.claim, content_id):
+            # Another host brings it there; what it publishes is seen at once.
+            if (adopted := await _adopt(order, manifest, target)) is not None:
+                return adopted
+            await trio.sleep(CLAIM_SECONDS)
+        if (adopted := await _adopt(order, manifest, target)) is not None:
+            return adopted
+        await reserve(target, content_id, source.size, around.make_room)
+        return await _copy(order, manifest, source, target)
+    finally:
+        target.release(content_id)
+        with trio.move_on_after(_DISCLAIM_SECONDS, shield=True):
+            await trio.to_thread.run_sync(target.disclaim, content_id)
+
+
+async def _copy(
+    order: Order, manifest: Manifest, source: PublishedFile, target: Storage
+) -> PublishedFile:
+    path = target.partial_path(order.content_id)
     scope = trio.CancelScope()
     try:
         with scope:
+            # The journal of a fetch of before must not vouch for what a crash leaves here.
+            await trio.to_thread.run_sync(target.discard, order.content_id)
             await trio.to_thread.run_sync(
                 copy_file, Path(source.path), path, _check_cancelled, limiter=_limiter
             )
@@ -69,18 +89,18 @@ async def copy_content(
         raise errors.CancelledFetchError("the copy was cancelled")
     except BaseException:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(target.discard, content_id)
+            await trio.to_thread.run_sync(target.discard, order.content_id)
         raise
-    finally:
-        target.release(content_id)
 
 
 def _check_cancelled() -> None:
     trio.from_thread.check_cancelled()
 
 
-async def _adopt(order: Order, manifest: Manifest, target: Storage) -> PublishedFile:
+async def _adopt(order: Order, manifest: Manifest, target: Storage) -> PublishedFile | None:
     path = target.path / order.published_name
+    if await trio.to_thread.run_sync(target.identify, path) is None:
+        return None
     if not await trio.to_thread.run_sync(holds_all_digests, path, manifest.published):
         raise errors.NameTakenError(
             f"{path}: a file with other bytes has this name; it is not touched. "

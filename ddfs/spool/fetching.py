@@ -46,7 +46,7 @@ _file_limiter = trio.CapacityLimiter(2)
 _READERS_LEAVE_SECONDS: Final = 2.0
 
 # How often a host that shares the storage asks whether another has ended its fetch.
-_CLAIM_SECONDS: Final = 1.0
+CLAIM_SECONDS: Final = 1.0
 
 # In the place of a piece number: what a reader waits for who cannot be let in yet.
 _ANY: Final = -1
@@ -207,7 +207,7 @@ class Fetch:
             # Another host fetches it; what it publishes is seen at once.
             if (adopted := await self._adopt(manifest)) is not None:
                 return adopted
-            await trio.sleep(_CLAIM_SECONDS)
+            await trio.sleep(CLAIM_SECONDS)
         if (adopted := await self._adopt(manifest)) is not None:
             return adopted
         await reserve(storage, content_id, room_for(manifest), self._with.make_room)

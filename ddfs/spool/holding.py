@@ -74,6 +74,11 @@ class Holding:
         """The file on the preferred storage, if there is one."""
         return next(iter(self.files.values()), None)
 
+    @property
+    def obstacle(self) -> trio.Event | None:
+        """Set once what keeps it from being fetched is over: an eviction, or a copy."""
+        return self.evicted or next((each.ended for each in self.copying.values()), None)
+
     def put(self, primary: str, file: PublishedFile) -> None:
         """It is published on *primary*."""
         files = {**self.files, primary: file}

@@ -197,7 +197,9 @@ class Spool:
         holding = self._holding(order.content_id)
         if holding.fetch is not None:
             holding.fetch.place.hasten(demand)
-        if holding.published or holding.fetch or holding.is_going or self._nursery is None:
+        # A copy writes where a fetch would.
+        is_busy = holding.fetch or holding.is_going or holding.copying
+        if holding.published or is_busy or self._nursery is None:
             return
         if holding.rest and not holding.rest.allows(trio.current_time(), demand):
             return
@@ -215,11 +217,11 @@ class Spool:
         """
         while True:
             holding = self._holding(order.content_id)
-            if holding.evicted is not None:
-                await holding.evicted.wait()
-                continue
             if holding.published is not None and not holding.is_going:
                 return await self._files.read(holding.published, wanted.start, len(wanted))
+            if holding.obstacle is not None:
+                await holding.obstacle.wait()
+                continue
             self.demand(order)
             if holding.fetch is None:
                 raise self._reason(holding)
@@ -237,12 +239,12 @@ class Spool:
         """
         while True:
             holding = self._holding(order.content_id)
-            if holding.evicted is not None:
-                await holding.evicted.wait()
-                self.demand(order)
-                continue
             if holding.published is not None and not holding.is_going:
                 return holding.published
+            if holding.obstacle is not None:
+                await holding.obstacle.wait()
+                self.demand(order)
+                continue
             if holding.fetch is None:
                 raise self._reason(holding)
             fetch = holding.fetch

@@ -1,21 +1,26 @@
 """A content on several primary storages: fetched once, copied, and still verified."""
 
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from test_spool_spool import CONTENT, Heads, Inspector, manifest_of, order_of, unlock
 
 from ddfs import errors
+from ddfs.fetch.transfer import PieceRecord
 from ddfs.fetch.transport import Transport
-from ddfs.model import Manifest, MiB, SpoolReference, SpoolState
+from ddfs.model import ByteRange, Manifest, MiB, SpoolReference, SpoolState
 from ddfs.primary.directory import DirectoryStorage
+from ddfs.spool import copying
 from ddfs.spool.copying import copy_file
 from ddfs.spool.fetching import Order, Surroundings
+from ddfs.spool.partial import PartialFile
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import Spool
 from tests.mirrorlab.mirrorlab import MirrorLab
@@ -217,3 +222,64 @@ def test_a_copy_keeps_its_holes(tmp_path: Path) -> None:
     empty.touch()
     copy_file(empty, target)
     assert target.stat().st_size == 0
+
+
+async def test_no_journal_of_before_vouches_for_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is killed leaves holes where a fetch of before had bytes."""
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        manifest, fast = manifest_of(CONTENT, [lab.mirror(CONTENT)]), host.storages["fast"]
+        order, content_id = host.knows(manifest), manifest.content_id
+        await fetched(host, order)
+        partial = PartialFile.open(
+            fast.partial_path(content_id), fast.journal_path(content_id), manifest
+        )
+        await partial.commit([PieceRecord(0, "", b"")])
+        partial.close()
+        journals: list[bool] = []
+
+        def looking(source: Path, target: Path, check: Callable[[], None]) -> bool:
+            journals.append(fast.journal_path(content_id).exists())
+            return copy_file(source, target, check)
+
+        monkeypatch.setattr(copying, "copy_file", looking)
+        await host.spool.copy(order, "fast")
+        assert journals == [False]
+
+
+async def test_nothing_is_fetched_where_a_copy_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def slow(source: Path, target: Path, check: Callable[[], None]) -> bool:
+        copied = copy_file(source, target, check)
+        began.set()
+        assert go.wait(20)
+        return copied
+
+    monkeypatch.setattr(copying, "copy_file", slow)
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        url = lab.mirror(CONTENT)
+        order = host.knows(manifest_of(CONTENT, [url]), "fast")
+        host.spool.demand(replace(order, primary="slow"), Demand.HAND)
+        with trio.fail_after(30):
+            published = Path((await host.spool.wait_published(order)).path)
+            requests, read = lab[url].requests, list[bytes]()
+
+            async def reader() -> None:
+                read.append(await host.spool.read(order, ByteRange(3, 1000)))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.spool.copy, order, "fast")
+                await trio.to_thread.run_sync(began.wait, 20)
+                unlock(published)
+                published.unlink()
+                assert await host.spool.confirm_published(order.content_id) is None
+                nursery.start_soon(reader)
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                assert not host.spool.is_fetching(order.content_id)
+                go.set()
+        assert read == [CONTENT[3:1000]]
+        assert lab[url].requests == requests

@@ -12,8 +12,10 @@ from test_spool_spool import CONTENT, Heads, Inspector, manifest_of, order_of, u
 
 from ddfs import errors
 from ddfs.fetch.transport import Transport
-from ddfs.model import Manifest, MiB
+from ddfs.model import Manifest, MiB, PublishedFile
+from ddfs.primary.publish import look_at
 from ddfs.primary.shared import SharedDirectoryStorage
+from ddfs.spool.copying import copy_content
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import Spool
@@ -113,3 +115,41 @@ async def test_what_others_may_need_is_never_deleted(images: Path) -> None:
             with pytest.raises(errors.StorageError, match="other hosts share this storage"):
                 await spool.purge(order.content_id)
             assert await spool.confirm_published(order.content_id) == published
+
+
+async def test_what_is_copied_to_it_is_published(images: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(CONTENT, ["http://gone.example/x"])
+    source = tmp_path / "x.img"
+    source.write_bytes(CONTENT)
+    file = look_at(source)
+    assert file is not None
+    other = storage_of(images, "other")
+    assert other.claim(manifest.content_id)
+    async with host_on(images, "a", manifest) as (spool, storage), trio.open_nursery() as nursery:
+        copied: list[PublishedFile] = []
+
+        async def copy() -> None:
+            copied.append(await copy_content(order_of(manifest), file, storage, spool._with))
+
+        with trio.fail_after(20):
+            nursery.start_soon(copy)
+            await trio.sleep(0.2)
+            assert not os.listdir(images)
+            other.disclaim(manifest.content_id)
+            while not copied:
+                await trio.sleep(0.05)
+        assert Path(copied[0].path).read_bytes() == CONTENT
+        # The next one need not wait for it.
+        assert other.claim(manifest.content_id)
+    other.close()
+
+
+def test_what_is_unpacked_there_is_published(images: Path) -> None:
+    storage = storage_of(images, "a")
+    content_id = "unpacked:" + "ab" * 32
+    assert storage.claim(content_id)
+    unpacked = storage.unpacked_path(content_id)
+    unpacked.write_bytes(CONTENT)
+    published = storage.publish(unpacked, "x@ab.img")
+    assert Path(published.path).read_bytes() == CONTENT
+    storage.close()
