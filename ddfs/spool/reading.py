@@ -62,41 +62,42 @@ class OpenFiles:
     """
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, int] = OrderedDict()
-        self._readers: dict[str, int] = {}
+        # By path and inode: the file that gets a name anew is another one.
+        self._open: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._readers: dict[tuple[str, int], int] = {}
 
     async def read(self, published: PublishedFile, offset: int, length: int) -> bytes:
         """Bytes of *published*; raises :class:`errors.StorageError` if it is not the same file."""
-        path = published.path
+        path, key = published.path, (published.path, published.inode)
         fd = self._descriptor(published)
-        self._readers[path] = self._readers.get(path, 0) + 1
+        self._readers[key] = self._readers.get(key, 0) + 1
         try:
             return await read_file(fd, offset, length)
         except OSError as error:
             raise errors.StorageError(f"{path}: {error.strerror or error}") from error
         finally:
-            self._readers[path] -= 1
-            if not self._readers[path]:
-                del self._readers[path]
+            self._readers[key] -= 1
+            if not self._readers[key]:
+                del self._readers[key]
 
     def _descriptor(self, published: PublishedFile) -> int:
-        path = published.path
-        if path not in self._open:
-            self._open[path] = _open_same(published)
-        self._open.move_to_end(path)
+        key = published.path, published.inode
+        if key not in self._open:
+            self._open[key] = _open_same(published)
+        self._open.move_to_end(key)
         self._close_unused()
-        return self._open[path]
+        return self._open[key]
 
     def _close_unused(self) -> None:
-        for path in [p for p in self._open if p not in self._readers]:
+        for key in [k for k in self._open if k not in self._readers]:
             if len(self._open) <= MAX_OPEN_FILES:
                 break
-            os.close(self._open.pop(path))
+            os.close(self._open.pop(key))
 
     def forget(self, path: str) -> None:
-        """Close the descriptor of a file that is going away, unless somebody reads it."""
-        if path in self._open and path not in self._readers:
-            os.close(self._open.pop(path))
+        """Close the descriptors of a file that is going away, unless somebody reads it."""
+        for key in [k for k in self._open if k[0] == path and k not in self._readers]:
+            os.close(self._open.pop(key))
 
     def close(self) -> None:
         """Close all."""
