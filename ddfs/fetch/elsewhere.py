@@ -118,7 +118,7 @@ class Elsewhere:
 
     async def size_of(self, url: str) -> int:
         """The size in bytes. Raises :class:`errors.MirrorError`."""
-        return await self._small(url, lambda file, _: file.size)
+        return await self._small(url, lambda file, _: file.size, is_fresh=True)
 
     async def look_at(self, url: str) -> Look:
         """Its size, and when it was written to as a tag that changes with it."""
@@ -127,7 +127,7 @@ class Elsewhere:
             tag = {"etag": f'"{file.tag}"'}
             return Look(file.size, (Answer(url, 200, tag, is_whole=False),))
 
-        return await self._small(url, look)
+        return await self._small(url, look, is_fresh=True)
 
     async def read_range(self, url: str, wanted: ByteRange, size: int | None) -> bytes:
         """Exactly those bytes, of a file of *size* if given; :class:`errors.MirrorError`."""
@@ -149,10 +149,13 @@ class Elsewhere:
 
         return await self._small(url, read)
 
-    async def _small(self, url: str, work: Callable[[_File, Callable[[], bool]], T]) -> T:
+    async def _small(
+        self, url: str, work: Callable[[_File, Callable[[], bool]], T], *, is_fresh: bool = False
+    ) -> T:
+        """*is_fresh*: an open file says what its name led to when it was opened."""
         stop = _Stop()
         try:
-            return await self._in_thread(url, work, stop, stop.set)
+            return await self._in_thread(url, work, stop, stop.set, is_fresh=is_fresh)
         except ElsewhereError as error:
             raise errors.MirrorError(url, str(error)) from None
 
@@ -179,10 +182,12 @@ class Elsewhere:
         work: Callable[[_File, Callable[[], bool]], T],
         stop: Callable[[], bool],
         abort: Callable[[], None],
+        *,
+        is_fresh: bool = False,
     ) -> T:
         """What *work* returns or raises; a cancellation makes *abort* end it."""
         is_local = url.lower().startswith("file:")
-        idle = self._take_idle(url)
+        idle = None if is_fresh else self._take_idle(url)
         server = "" if is_local or idle is not None else await _numeric(url)
         left: list[_File] = []
 

@@ -490,7 +490,7 @@ class Transfer:
         self._committer.drop(plan)
         for piece, not_from in plan.items():
             self._scheduler.fetch_again(piece, not_from)
-        self._whole.reopened(min(plan))
+        self._whole.reopened(plan)
         self._wakeup.set()
 
 

@@ -118,12 +118,13 @@ class WholeFile:
             self.front = front
             self._grown.set()
 
-    def reopened(self, piece: int) -> None:
-        """*piece* is fetched again."""
-        self.hot.forget(piece)
-        self.front = min(self.front, piece)
-        if piece * self._grid.piece_length < self._follower.reached:
-            self._is_stale = True
+    def reopened(self, pieces: Iterable[int]) -> None:
+        """*pieces* are fetched again."""
+        for piece in pieces:
+            self.hot.forget(piece)
+            self.front = min(self.front, piece)
+            if piece * self._grid.piece_length < self._follower.reached:
+                self._is_stale = True
 
     # -- the way to the end ---------------------------------------------------------
 

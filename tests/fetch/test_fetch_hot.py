@@ -9,8 +9,10 @@ from fetch_target import fetch, manifest_of, random_bytes
 
 from ddfs.fetch import verify
 from ddfs.fetch.hot import HOT_BYTES, HotPieces, HotRoom
+from ddfs.fetch.pieces import HELD
 from ddfs.fetch.segment import Segment
 from ddfs.fetch.verify import FrontHasher
+from ddfs.fetch.whole import WholeFile
 from ddfs.model import Digest, Grid, HashAlgorithm, MiB
 from tests.mirrorlab.mirrorlab import MirrorLab
 
@@ -141,3 +143,17 @@ async def test_what_comes_in_order_is_not_read_back(tmp_path, monkeypatch, piece
     assert done.content == content
     # A second connection to the same mirror may bring the rest out of order.
     assert sum(read) < 0.75 * len(content)
+
+
+def test_no_piece_that_is_fetched_again_is_kept(tmp_path):
+    content = random_bytes(4 * MiB)
+    with (tmp_path / "partial").open("w+b") as file:
+        states, manifest = bytearray([HELD] * 4), manifest_of(content, [])
+        whole = WholeFile(manifest, file.fileno(), states, None, HotRoom())
+        for piece in range(3):
+            buffer = whole.hot.lend(piece)
+            assert buffer is not None
+            whole.arrived(piece, buffer, is_held=True)
+        whole.reopened({0: frozenset(), 2: frozenset()})
+        assert [whole.hot.take(piece) is None for piece in range(3)] == [True, False, True]
+        whole.hot.close()

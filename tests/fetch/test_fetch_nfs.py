@@ -141,3 +141,40 @@ def test_an_address_is_a_directory_and_a_file() -> None:
     found = NfsAddress.parse("nfs://Host:99/export/a%20b/c.img")
     assert found == NfsAddress("host", 99, "/export/a b", "c.img")
     assert NfsAddress.parse("nfs://host/c.img").directory == "/"
+
+
+class Export:
+    """A server on which files are replaced while clients have them open."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def open(self, *_arguments: object) -> "Opened":
+        return Opened(self.size)
+
+
+class Opened:
+    is_paced = True
+
+    def __init__(self, size: int) -> None:
+        self.size, self.tag = size, f"tag-{size}"
+
+    def read_into(self, position: int, view: memoryview, stop: object) -> int:
+        view[:] = CONTENT[position : position + len(view)]
+        return len(view)
+
+    def close(self) -> None:
+        pass
+
+
+async def test_what_is_asked_about_it_is_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is still open says what was there when it was opened."""
+    export, url = Export(MiB), "nfs://127.0.0.1/export/x.img"
+    async with Transport() as transport:
+        monkeypatch.setattr(transport.elsewhere, "_open", export.open)
+        first = await transport.look_at(url)
+        assert await transport.read_range(url, ByteRange(0, 10), size=MiB) == CONTENT[:10]
+        export.size += 1
+        second = await transport.look_at(url)
+        assert (second.size, await transport.size_of(url)) == (MiB + 1, MiB + 1)
+        assert second.validator != first.validator
