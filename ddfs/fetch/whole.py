@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import trio
 
 from ddfs import errors
-from ddfs.fetch.blame import UNKNOWN, Inquest, Plan
+from ddfs.fetch.blame import MAX_ALONE, UNKNOWN, Inquest, Plan
 from ddfs.fetch.events import WholeFileCompared
 from ddfs.fetch.hot import HotPieces, HotRoom
 from ddfs.fetch.pieces import HELD
@@ -174,12 +174,13 @@ class WholeFile:
         wrong = self._follower.mismatches()
         self._fetching.observe(WholeFileCompared(not wrong))
         if not wrong:
-            accused = self._inquest.accused if self.is_repairing else None
-            if accused is not None:
-                self._fetching.blame(accused, "with another mirror's bytes the file is right")
+            for liar in self._inquest.liars:
+                self._fetching.blame(liar, "with another mirror's bytes the file is right")
             return True
-        if self.comparisons >= MAX_COMPARISONS:
-            raise self._error(wrong, f"after {MAX_COMPARISONS} comparisons")
+        # One more for each mirror that the file may be taken from alone.
+        most = MAX_COMPARISONS + (MAX_ALONE if self._inquest.contradicting else 0)
+        if self.comparisons >= most:
+            raise self._error(wrong, f"after {most} comparisons")
         return False
 
     def _error(self, wrong: Iterable[Digest], why: str) -> errors.ChecksumError:
@@ -225,7 +226,5 @@ class WholeFile:
                 await self._gather()
             else:
                 await self._fetching.wait_complete()
-            for liar in self._inquest.liars:
-                self._fetching.blame(liar, "other mirrors agree on other bytes")
         if not self._inquest.has_news:
             raise self._error(wrong, "and fetching it again gives the same bytes")

@@ -113,24 +113,42 @@ async def test_bytes_that_stay_wrong_are_refused_in_bounded_time(mirrors, tmp_pa
         assert lab.bytes_sent <= 3.2 * len(CONTENT)
 
 
-async def test_two_liars_of_three_are_named_and_leave_nothing(tmp_path):
-    """The bytes of the two are not the same, so that nobody has a second voice."""
-    other = bytes(byte ^ 2 for byte in CONTENT)
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("agree", [False, True])
+async def test_one_honest_mirror_of_three_is_enough(place, agree, tmp_path):
+    """Where the two agree they have the majority, and are not right all the same."""
+    content = CONTENT[: 12 * MiB]
+    other = bytes(byte ^ 2 for byte in content)
+    lies = [other, other] if agree else [other, bytes(byte ^ 4 for byte in content)]
     async with MirrorLab() as lab:
-        urls = [
-            lab.mirror(CONTENT, rate=RATE, fault="corrupt_all"),
-            lab.mirror(other, rate=RATE),
-            lab.mirror(CONTENT, rate=RATE),
-        ]
-        manifest, journal = manifest_of(CONTENT, urls, piece_length=None), {}
+        contents = [*lies[:place], content, *lies[place:]]
+        urls = [lab.mirror(each, rate=RATE) for each in contents]
+        done = await fetch(manifest_of(content, urls, piece_length=None), tmp_path / "partial")
+        assert done.content == content
+        blamed = {e.mirror_url for e in done.of(MirrorBlamed)}
+        assert blamed == {*urls} - {urls[place]}
+        assert {r.mirror_url for r in done.journal.values()} == {urls[place]}
+        # In so small a file everything is a sample: up to twice, and then from each alone.
+        assert lab.bytes_sent < 6 * len(content)
+
+
+async def test_three_liars_of_three_are_named_and_leave_nothing(tmp_path):
+    """The bytes of no two are the same, so that nobody has a second voice."""
+    content = CONTENT[: 12 * MiB]
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(bytes(byte ^ bit for byte in content), rate=RATE) for bit in (1, 2, 4)]
+        manifest, journal = manifest_of(content, urls, piece_length=None), {}
+        events: list = []
         with pytest.raises(errors.ChecksumError, match="contradict each other") as caught:
-            await fetch(manifest, tmp_path / "partial", journal=journal)
+            await fetch(manifest, tmp_path / "partial", journal=journal, events=events)
         assert all(url in str(caught.value) for url in urls)
+        assert not [event for event in events if isinstance(event, MirrorBlamed)]
         assert journal == {}
-        # What they left does not stand in the way of who fetches from the honest one.
-        honest = manifest_of(CONTENT, urls[2:], piece_length=None)
+        assert lab.bytes_sent < 6 * len(content)
+        # What they left does not stand in the way of who fetches from an honest one.
+        honest = manifest_of(content, [lab.mirror(content)], piece_length=None)
         again = await fetch(honest, tmp_path / "partial", journal=journal)
-        assert again.content == CONTENT
+        assert again.content == content
         assert again.report.comparisons == 1
 
 
