@@ -80,9 +80,11 @@ class DeployOrder:
                 "and ._+-, starting with a letter or digit"
             )
         if self.memory_mib is not None and not MIN_MEMORY_MIB <= self.memory_mib <= MAX_MEMORY_MIB:
-            raise errors.InvalidValueError(f"memory: {self.memory_mib} MiB cannot be")
+            raise errors.InvalidValueError(
+                f"memory: {self.memory_mib} MiB cannot be; write {MIN_MEMORY_MIB}M or more"
+            )
         if self.vcpus is not None and not 1 <= self.vcpus <= MAX_VCPUS:
-            raise errors.InvalidValueError(f"vcpus: {self.vcpus} cannot be")
+            raise errors.InvalidValueError(f"vcpus: {self.vcpus} cannot be; write 1 to {MAX_VCPUS}")
         if self.user_data is not None and len(self.user_data) > MAX_USER_DATA_BYTES:
             raise errors.InvalidValueError(f"user data: more than {MAX_USER_DATA_BYTES} bytes")
 

@@ -183,7 +183,7 @@ class Gate:
         stories = ", ".join(self._story(template) for template in absent)
         if failure is not None or any(self._state(t) is SpoolState.FAILED for t in absent):
             return Verdict(False, f"{stories}; mend that, then try again")
-        advice = f"try again, or run: ddfs start {domain}"
+        advice = f"try again, or run: ddfs start {shlex.quote(domain)}"
         return Verdict(False, f"{stories}; {advice}", tuple(absent))
 
     def _state(self, template: Template) -> SpoolState:

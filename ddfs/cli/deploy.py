@@ -129,12 +129,19 @@ def deploy_on(client: Client, request: Deploy) -> DeployedDomain:
     except BaseException:
         _discard(client, before)
         raise
-    return client.deploy(request)
+    try:
+        return client.deploy(request)
+    except KeyboardInterrupt:
+        print(f"ddfs: {request.name} is taken back over there", file=sys.stderr)
+        raise
 
 
 def _fetch(client: Client, template: TemplateStatus) -> None:
     for attempt in range(1, CHECKSUM_TRIES + 1):
-        found = waiting.wait(client, client.prefetch([template.exact_name]))
+        asked = client.prefetch([template.exact_name])
+        # One that ran before goes on without us; see _discard.
+        goes_on = template.state == SpoolState.FETCHING.value
+        found = waiting.wait(client, asked, goes_on=goes_on)
         try:
             waiting.raise_if_missing(found)
         except errors.ChecksumError:

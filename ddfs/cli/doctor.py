@@ -133,7 +133,12 @@ def authorities(directory: Path, now: float) -> Iterator[Finding]:
 
 
 def libvirt_sees(mountpoint: Path, hooks: Path) -> Iterator[Finding]:
-    """Whether libvirt's daemons have the mount in their namespace, and know the hook."""
+    """Whether libvirt's daemons have the mount in their namespace, and know the hook.
+
+    Nothing where it is not even mounted for us: that has been said.
+    """
+    if not mounted_kinds(mountpoint, Path("/proc/self/mountinfo").read_bytes()):
+        return
     for pid in doctor_host.libvirt_daemons():
         check = f"libvirt process {pid}"
         try:

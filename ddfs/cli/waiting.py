@@ -28,10 +28,13 @@ class Templates(Protocol):
         ...
 
 
-def wait(client: Templates, found: Sequence[TemplateStatus]) -> list[TemplateStatus]:
+def wait(
+    client: Templates, found: Sequence[TemplateStatus], *, goes_on: bool = True
+) -> list[TemplateStatus]:
     """Returns when none of the templates *found* is being fetched, with their last states.
 
-    Whoever interrupts it is told that the fetches go on without them.
+    Whoever interrupts it is told that the fetches go on without them, unless *goes_on* is
+    false: then the caller ends them.
     """
     names = [status.exact_name for status in found]
     looked = list(found)
@@ -43,9 +46,10 @@ def wait(client: Templates, found: Sequence[TemplateStatus]) -> list[TemplateSta
                 looked = client.templates(names)
                 show(looked)
     except KeyboardInterrupt:
-        plain = " ".join(status.name for status in found)
-        line = f"ddfs: the fetch goes on; end it with: ddfs cancel {plain}"
-        print(line, file=sys.stderr)
+        if goes_on:
+            plain = " ".join(status.name for status in found)
+            line = f"ddfs: the fetch goes on; end it with: ddfs cancel {plain}"
+            print(line, file=sys.stderr)
         raise
     return looked
 

@@ -167,14 +167,21 @@ class DomainActions:
             )
         await self._require_published(template)
         path = os.path.join(self._directory, template.file_name)
-        change = await self._devices.attach(
-            domain,
-            request.target,
-            path,
-            template.format.qemu_name,
-            persistent=request.persistent,
-            force=request.force,
-        )
+        try:
+            change = await self._devices.attach(
+                domain,
+                request.target,
+                path,
+                template.format.qemu_name,
+                persistent=request.persistent,
+                force=request.force,
+            )
+        except errors.LibvirtError as error:
+            # libvirt's own words name neither, as in "No more available PCI slots".
+            raise errors.LibvirtError(
+                f"{template.file_name} is not attached to {domain} at {request.target}: {error}",
+                error.code,
+            ) from error
         return AttachedDisk(domain, request.target, path, change)
 
     async def _require_published(self, template: Template) -> None:

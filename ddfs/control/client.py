@@ -282,7 +282,8 @@ class Client:
                 ) from None
             except (OSError, http.client.HTTPException) as error:
                 raise errors.DaemonDownError(
-                    f"the daemon at {self._path} ended while it was asked: {error!r}"
+                    f"the daemon at {self._path} ended while it was asked, or none listens: "
+                    f"{_words_of(error)}"
                 ) from error
         # Nothing here redirects: such an answer means that nothing was done.
         if response.status >= 300:
@@ -318,3 +319,7 @@ def _connected(path: Path, seconds: float) -> socket.socket:
 
 def _down(path: Path) -> errors.DaemonDownError:
     return errors.DaemonDownError(f"no daemon answers at {path}; start it with: ddfs serve")
+
+
+def _words_of(error: OSError | http.client.HTTPException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import trio
+from fastapi import APIRouter, Request
 
+from ddfs import errors
 from ddfs.clone import DEFAULT_POOL
 from ddfs.control.deploy_messages import Deploy, DeployedDomain, Obstacles
 from ddfs.control.service import Deploying
@@ -58,9 +60,12 @@ def routes(deploying: Deploying) -> APIRouter:
         return await deploying.obstacles(request)
 
     @router.post("/v1/deployments", status_code=201)
-    async def deploy(request: Deploy) -> DeployedDomain:
-        """Makes a disk, a seed and a domain from a template that is here, and starts it."""
-        return await deploying.deploy(request)
+    async def deploy(request: Deploy, caller: Request) -> DeployedDomain:
+        """Makes a disk, a seed and a domain from a template that is here, and starts it.
+
+        If the caller hangs up before the answer, all of it is taken back.
+        """
+        return await _while_listening(caller, deploying, request)
 
     @router.delete("/v1/templates/{name}/partial", status_code=204)
     async def discard(name: str) -> None:
@@ -68,3 +73,33 @@ def routes(deploying: Deploying) -> APIRouter:
         await deploying.discard(name)
 
     return router
+
+
+async def _while_listening(
+    caller: Request, deploying: Deploying, request: Deploy
+) -> DeployedDomain:
+    """Deploys unless the caller hangs up: nobody would know of the domain, and whoever lost the
+    connection tries the next host.
+    """
+    made: DeployedDomain | None = None
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_at_end, caller, nursery.cancel_scope)
+        try:
+            made = await deploying.deploy(request)
+        except Exception as error:
+            # Raised outside: a nursery would wrap it.
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if made is None:
+        raise errors.NotDeployedError(f"{request.name}: taken back, since the caller hung up")
+    return made
+
+
+async def _cancel_at_end(caller: Request, scope: trio.CancelScope) -> None:
+    # The body has been read; what comes after it is the end of the connection.
+    while (await caller.receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

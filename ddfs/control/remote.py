@@ -60,7 +60,11 @@ def reached(address: str) -> Iterator[Path]:
         command += [f"-l{user}"] if user else []
         with _running([*command, "--", host.strip("[]")], address) as process:
             _wait_for(local, process, address)
-            yield local
+            try:
+                yield local
+            except errors.DaemonDownError as error:
+                # Nobody knows our end by name.
+                raise errors.DaemonDownError(str(error).replace(str(local), address)) from error
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,21 +145,37 @@ class Stocktaking:
 
     async def _strangers(self, storage: Storage) -> list[Difference]:
         known = {file.path for _, _, file in self._spool.stored()}
-        names = {template.published_name for template in self._names.all()}
+        templates = {template.published_name: template for template in self._names.all()}
 
-        def look() -> list[str]:
+        def look() -> list[Difference]:
             try:
-                return sorted(entry.name for entry in storage.path.iterdir())
+                paths = sorted(storage.path.iterdir())
+                return [
+                    difference
+                    for path in paths
+                    if _OURS.fullmatch(path.name) and str(path) not in known
+                    if (difference := _stranger(path, templates.get(path.name))) is not None
+                ]
             except OSError as error:
                 raise errors.StorageError(f"{storage.path}: {error.strerror}") from error
 
-        return [
-            Difference(
-                str(storage.path / name),
-                "looks like a template's file, and no template has it",
-                "register its template again, or delete it (chattr -i first)",
-                False,
-            )
-            for name in await trio.to_thread.run_sync(look)
-            if _OURS.fullmatch(name) and str(storage.path / name) not in known and name not in names
-        ]
+        return await trio.to_thread.run_sync(look)
+
+
+def _stranger(path: Path, template: Template | None) -> Difference | None:
+    """What is wrong with a file that the catalogue does not have; *template* has this name. What
+    may be that template is adopted when the template is used.
+    """
+    if template is None:
+        problem = "looks like a template's file, and no template has it"
+        remedy = "register its template again, or delete it (chattr -i first)"
+        return Difference(str(path), problem, remedy, False)
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    has_size = not template.size_is_known or status.st_size == template.size
+    if stat.S_ISREG(status.st_mode) and has_size:
+        return None
+    problem = "stands where a template's file belongs, and cannot be it"
+    return Difference(str(path), problem, "move it away (chattr -i first)", False)

@@ -168,3 +168,13 @@ def test_bad_settings_are_the_only_finding(ddfs: Ddfs, tmp_path: Path) -> None:
     assert done.code == errors.EXIT_HOST
     assert done.out.startswith(f"fail  settings: {bad}: not valid TOML")
     assert done.out.count("\n") == 1
+
+
+def test_a_mount_that_nobody_has_is_not_libvirts_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.doctor_host, "libvirt_daemons", lambda: [os.getpid()])
+    assert list(doctor.libvirt_sees(tmp_path / "nothing", tmp_path)) == []
+    # Something else is mounted there: then libvirt does not see what it has to.
+    [found] = doctor.libvirt_sees(Path("/proc"), tmp_path)
+    assert (found.level, "does not see the mount" in found.text) == (doctor.FAIL, True)

@@ -1,9 +1,12 @@
 """What a fetch that was waited for ends with."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from ddfs import errors
-from ddfs.cli.waiting import raise_if_missing
+from ddfs.cli.waiting import raise_if_missing, wait
+from ddfs.control.messages import TemplateStatus
 from tests.control.fake import make_status
 
 
@@ -27,3 +30,19 @@ def test_a_cancelled_fetch_says_so_and_a_published_one_nothing() -> None:
     with pytest.raises(errors.CancelledFetchError, match=r"a\.qcow2: the fetch was cancelled"):
         raise_if_missing([make_status("a", state="not-downloaded")])
     raise_if_missing([make_status("a", state="downloaded")])
+
+
+class Interrupted:
+    """Ctrl-C at the first look."""
+
+    def templates(self, names: Sequence[str]) -> list[TemplateStatus]:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_only_who_leaves_a_fetch_running_is_told_that_it_goes_on(
+    goes_on: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        wait(Interrupted(), [make_status("a", state="downloading")], goes_on=goes_on)
+    assert ("the fetch goes on" in capsys.readouterr().err) == goes_on

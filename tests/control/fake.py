@@ -172,6 +172,10 @@ class FakeDeploying:
 
     def __init__(self) -> None:
         self.obstacle: str | None = None
+        # Set, deploying takes until it is cancelled.
+        self.is_slow = False
+        self.has_begun = threading.Event()
+        self.was_cancelled = threading.Event()
         self.deployed: list[Deploy] = []
         self.discarded: list[str] = []
 
@@ -179,6 +183,12 @@ class FakeDeploying:
         return Obstacles((self.obstacle,) if self.obstacle else ())
 
     async def deploy(self, request: Deploy) -> DeployedDomain:
+        if self.is_slow:
+            self.has_begun.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.was_cancelled.set()
         if self.deployed:
             raise errors.NameTakenError(f"a domain called {request.name} is there already")
         self.deployed.append(request)

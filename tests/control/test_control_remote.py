@@ -79,9 +79,10 @@ def test_a_daemon_behind_ssh(sshd: int, tmp_path: Path) -> None:
         with reached(f"ssh://127.0.0.1:{sshd}{path}") as local:
             assert Client(local, local).template("debian-12").name == "debian-12"
         assert not local.exists()
-    with pytest.raises(errors.DaemonDownError):
+    with pytest.raises(errors.DaemonDownError, match="or none listens") as caught:
         with reached(f"ssh://127.0.0.1:{sshd}{path}") as local:
             Client(local, local).daemon_status()
+    assert f"the daemon at ssh://127.0.0.1:{sshd}{path} " in str(caught.value)
 
 
 def test_whom_ssh_does_not_let_in(sshd: int, tmp_path: Path) -> None:

@@ -220,3 +220,20 @@ def test_the_socket_belongs_to_the_group_that_may_use_it(tmp_path: Path) -> None
         with listening(path, 0o660, "no-such-group"):
             pass
     assert not path.exists()
+
+
+def test_a_deployment_whose_caller_hangs_up_is_cancelled(tmp_path: Path) -> None:
+    service = FakeService("a")
+    service.deploying.is_slow = True
+    with running(service, tmp_path) as daemon:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(daemon.path))
+            body = b'{"template": "a", "name": "vm1"}'
+            caller.sendall(
+                b"POST /v1/deployments HTTP/1.1\r\nhost: ddfs\r\ncontent-length: %d\r\n\r\n%s"
+                % (len(body), body)
+            )
+            assert service.deploying.has_begun.wait(10)
+            assert not service.deploying.was_cancelled.is_set()
+        assert service.deploying.was_cancelled.wait(10)
+    assert service.deploying.deployed == []

@@ -102,10 +102,24 @@ async def test_a_file_without_a_template_is_named_and_never_touched(storage):
     host = Host()
     stranger = storage.path / "old@0123456789ab.qcow2"
     stranger.write_bytes(b"x")
-    (storage.path / host.templates[0].published_name).write_bytes(b"not adopted yet")
+    (storage.path / host.templates[0].published_name).write_bytes(bytes(MiB))  # not adopted yet
     [difference] = await Stocktaking(host, host, [storage]).compare(fix=True)
     assert (difference.subject, difference.mended) == (str(stranger), False)
     assert stranger.exists()
+
+
+@pytest.mark.parametrize("is_directory", [False, True])
+async def test_what_cannot_be_the_template_whose_name_it_has_is_named(storage, is_directory):
+    host = Host()
+    in_the_way = storage.path / host.templates[0].published_name
+    if is_directory:
+        in_the_way.mkdir()
+    else:
+        in_the_way.write_bytes(b"cut off")
+    [difference] = await Stocktaking(host, host, [storage]).compare(fix=True)
+    assert (difference.subject, difference.mended) == (str(in_the_way), False)
+    assert "move it away" in difference.remedy
+    assert in_the_way.exists()
 
 
 async def test_a_directory_that_is_gone_is_one_line(storage):

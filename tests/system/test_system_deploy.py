@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,3 +224,26 @@ def test_a_daemon_that_dies_midway_takes_it_back_when_it_comes_again(
     wait_until(lambda: not node.domains(), "the domain is gone")
     wait_until(lambda: not list(node.ddfs.vms.iterdir()), "the disk is gone")
     wait_until(lambda: not list((node.ddfs.state / "deploying").iterdir()), "the note is gone")
+
+
+def test_ctrl_c_in_the_start_leaves_nothing(
+    nodes: list[Node], settings: Path, template: str, tmp_path: Path
+) -> None:
+    nodes[0].ddfs.ddfs("prefetch", template)
+    before = nodes[0].files()
+    # The lab's directories are the same for all hosts.
+    begun = nodes[0].ddfs.directory / "begun"
+    nodes[0].install_hook(
+        f'#!/bin/sh\n[ "$2" != prepare ] || {{ touch {begun}; sleep 2; }}\nexit 0\n'
+    )
+    (tmp_path / "user-data").write_text("#cloud-config\n")
+    command = [DDFS, "--config", settings, "deploy", template, "--name", "vm", "--network", "none"]
+    words = ["--memory", "64M", "--host", "one", "--user-data", tmp_path / "user-data"]
+    with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(begun.exists, "libvirt runs the hook")
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert said == "ddfs: vm is taken back over there\n"
+    wait_until(lambda: not nodes[0].domains(), "the domain is gone")
+    wait_until(lambda: nodes[0].files() == before, "its files are gone")
