@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 
 from ddfs.fuse import sessionloop
 
@@ -49,9 +50,13 @@ async def test_without_the_second_look_a_withdrawn_request_looks_readable(
 
 
 async def test_with_it_the_wait_goes_on(pipe: tuple[int, int], nursery: trio.Nursery) -> None:
+    async def write_soon() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        os.write(pipe[1], b"x")
+
     withdrawing = Withdraw(pipe[0])
     trio.lowlevel.add_instrument(withdrawing)
-    os.write(pipe[1], b"x")
+    nursery.start_soon(write_soon)
     with trio.move_on_after(0.2) as waiting:
         await sessionloop.wait_readable(pipe[0])
     assert withdrawing.times == 1
@@ -60,6 +65,24 @@ async def test_with_it_the_wait_goes_on(pipe: tuple[int, int], nursery: trio.Nur
     with trio.fail_after(5):
         await sessionloop.wait_readable(pipe[0])
     assert os.read(pipe[0], 1) == b"y"
+
+
+async def test_what_is_there_already_is_not_waited_for(pipe: tuple[int, int]) -> None:
+    withdrawing = Withdraw(pipe[0])
+    trio.lowlevel.add_instrument(withdrawing)
+    os.write(pipe[1], b"x")
+    await sessionloop.wait_readable(pipe[0])
+    assert withdrawing.times == 0
+    assert os.read(pipe[0], 1) == b"x"
+    trio.lowlevel.remove_instrument(withdrawing)
+
+
+async def test_a_worker_that_is_cancelled_takes_nothing(pipe: tuple[int, int]) -> None:
+    os.write(pipe[1], b"x")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await sessionloop.wait_readable(pipe[0])
+    assert scope.cancelled_caught
 
 
 async def test_a_worker_that_found_nothing_goes_on() -> None:
