@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
+
+# An action that takes long is in others' way: at most this part of the time, while changes
+# go on and on.
+_SHARE: Final = 10
+
+# Of one action; what hung once must not put off the next for an hour.
+_MOST_SECONDS: Final = 6.0
 
 
 @dataclass
 class Debounce:
-    """Many changes become one action: *quiet* seconds after the last, *latest* after the first."""
+    """Many changes become one action: *quiet* seconds after the last, *latest* after the first.
+
+    Later where the action takes long: it waits for as long a quiet as it takes itself, and
+    for ten times as long altogether.
+    """
 
     quiet: float
     latest: float
+    _cost: float = 0.0
     _first: float | None = None
     _last: float = 0.0
 
@@ -26,11 +39,16 @@ class Debounce:
         """When to act; infinity when there is nothing to do."""
         if self._first is None:
             return math.inf
-        return min(self._first + self.latest, self._last + self.quiet)
+        latest = max(self.latest, _SHARE * self._cost)
+        return min(self._first + latest, self._last + max(self.quiet, self._cost))
 
     def taken(self) -> None:
         """The action begins: what changes from now on needs another."""
         self._first = None
+
+    def took(self, seconds: float) -> None:
+        """How long the last action took."""
+        self._cost = min(seconds, _MOST_SECONDS)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,10 @@ class PoolKeeper:
         """Define the pool and start it, or adopt the one on the path under its own name."""
         before = await self.status()
         self._changes.taken()
-        after = await self._libvirt.call(lambda c: self._pool.define(c, name))
+        if before is None or not before.active:
+            after = await self._libvirt.call(self._timed(lambda c: self._pool.define(c, name)))
+        else:
+            after = await self._libvirt.call(lambda c: self._pool.define(c, name))
         # Starting it has shown it everything; one that ran already has to be told.
         if before is not None and before.active:
             self.note_changed()
@@ -87,7 +91,7 @@ class PoolKeeper:
         """Make libvirt look at the directory again, now."""
         self._changes.taken()
         try:
-            return await self._patiently(self._pool.refresh)
+            return await self._patiently(self._timed(self._pool.refresh))
         except errors.LibvirtError:
             self._changes.changed(trio.current_time())
             raise
@@ -145,7 +149,22 @@ class PoolKeeper:
             self._changes.changed(trio.current_time())
 
     async def _started(self) -> PoolStatus | None:
-        return await self._libvirt.call(self._pool.start)
+        return await self._libvirt.call(self._timed(self._pool.start))
+
+    def _timed(self, refreshing: Callable[[libvirt.virConnect], T]) -> Callable[..., T]:
+        """*refreshing*, which lists the whole directory; how long it took is remembered.
+
+        libvirt holds the pool meanwhile, and everybody's `vol-list` with it: 4 s with 10,000
+        templates, so that many changes had better wait for each other.
+        """
+
+        def timed(connection: libvirt.virConnect) -> T:
+            began = time.monotonic()
+            done = refreshing(connection)
+            self._changes.took(time.monotonic() - began)
+            return done
+
+        return timed
 
     async def _refresh_after_changes(self) -> None:
         self._changes.taken()

@@ -22,6 +22,27 @@ def test_debounce_waits_until_it_is_quiet_but_not_for_ever():
     assert changes.due == 16
 
 
+def test_debounce_waits_longer_for_what_takes_long():
+    changes = Debounce(quiet=1, latest=5)
+    changes.took(4)
+    changes.changed(10)
+    assert changes.due == 14
+    for now in range(11, 49):
+        changes.changed(now)
+    assert changes.due == 50
+    changes.taken()
+    changes.took(0.1)
+    changes.changed(60)
+    assert changes.due == 61
+
+
+def test_debounce_does_not_wait_for_ever_for_what_hung_once():
+    changes = Debounce(quiet=1, latest=5)
+    changes.took(3600)
+    changes.changed(10)
+    assert changes.due <= 20
+
+
 @given(st.lists(st.floats(0, 100), min_size=1))
 def test_debounce_acts_between_quiet_and_latest(times):
     changes = Debounce(quiet=1, latest=5)
