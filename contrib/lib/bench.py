@@ -22,6 +22,7 @@ SUBJECTS: Final = {
     "libvirt": "starts with the hook, thirty at once, attaching from a silent mirror",
     "fetch": "ddfs fetch beside aria2c, wget2, axel and curl, on mirrors good and bad",
     "apply": "1,000 templates by `template apply`, on mirrors that take 20 ms to answer",
+    "many": "10,000 templates in the catalogue: starting, memory, listing, libvirt meanwhile",
     "scheduler": "what deciding who fetches what costs as pieces, mirrors and fetches grow",
 }
 
