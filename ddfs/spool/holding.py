@@ -77,7 +77,9 @@ class Holding:
     @property
     def obstacle(self) -> trio.Event | None:
         """Set once what keeps it from being fetched is over: an eviction, or a copy."""
-        return self.evicted or next((each.ended for each in self.copying.values()), None)
+        if self.evicted is not None:
+            return self.evicted
+        return next((each.ended for each in self.copying.values()), None)
 
     def put(self, primary: str, file: PublishedFile) -> None:
         """It is published on *primary*."""

@@ -155,6 +155,10 @@ async def test_one_copy_is_evicted_and_the_other_stays(tmp_path: Path) -> None:
         uses = host.spool.uses(content_id)
         assert sorted(primary for _, primary, _ in host.spool.stored()) == ["fast", "slow"]
         assert not await host.spool.evict(content_id, "slow", uses - 1)
+        host.spool._holding(content_id).evicted = evicted = trio.Event()
+        assert host.spool._holding(content_id).obstacle is evicted
+        host.spool._holding(content_id).evicted = None
+        assert host.spool._holding(content_id).obstacle is None
         assert not await host.spool.evict(content_id, "nowhere", uses)
         assert await host.spool.evict(content_id, "slow", uses)
         assert host.spool.holding(content_id).primaries == ("fast",)
