@@ -298,6 +298,14 @@ class Host:
                 f"{template.file_name} is used by {', '.join(sorted(users)[:5])}; "
                 "undefine that, or give it another disk, first"
             )
+        if purge and len(self._templates.with_content(template.content_id)) == 1:
+            # Without its file, an overlay that no domain has is lost as well.
+            users = set(await self.keeping.users_of(template))
+            if users:
+                raise errors.TemplateInUseError(
+                    f"{template.file_name}: its file is used by {', '.join(sorted(users)[:5])}; "
+                    "delete that first, or remove the template without --purge"
+                )
         await self._templates.remove(template.name, purge=purge)
 
     async def _users_of(self, template: Template) -> set[str]:

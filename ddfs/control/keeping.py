@@ -69,6 +69,10 @@ class HostKeeping:
         """When its content was last used; None for never."""
         return self._records.last_used_at(template.content_id) or None
 
+    async def users_of(self, template: Template) -> list[str]:
+        """Who needs its published files: domains, snapshots, images, processes."""
+        return await self._collector.users_of(template.content_id)
+
     def check_primary(self, primary: str | None) -> None:
         """Refuse a primary storage that is not in the settings."""
         known = self._templates.primaries

@@ -115,6 +115,15 @@ class Collector:
         seconds = self._grace_seconds if unused_seconds is None else unused_seconds
         return judge(files, uses, time.time(), unused_seconds=seconds)
 
+    async def users_of(self, content_id: str) -> list[str]:
+        """Who needs the published files of a content, as far as that can be looked at."""
+        paths = [file.path for each, _, file in self._spool.stored() if each == content_id]
+        if not paths:
+            return []
+        uses = await self._uses(paths)
+        found = [user for path in paths for user in uses.of_path.get(path, ())]
+        return list(dict.fromkeys([*found, *uses.of_content.get(content_id, ())]))
+
     async def collect(self, unused_seconds: float | None = None) -> Collection:
         """Delete everything that may go and was not used for *unused_seconds*."""
         async with self._lock:

@@ -96,6 +96,22 @@ def test_a_full_copy_needs_the_template_no_more(
     boots(host, libvirtd, vms / "vm1.qcow2", small.line)
 
 
+def test_what_a_disk_without_a_domain_stands_on_is_not_purged(
+    host: Host, vms: Path, small: Published
+) -> None:
+    clone(host, "vm1.qcow2")
+    host.ddfs("prefetch", "small")
+    published = host.published("small")
+    refused = host.ddfs("template", "remove", "small", "--purge", check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert f"used by {vms / 'vm1.qcow2'};" in refused.stderr
+    assert host.published("small") == published
+    (vms / "vm1.qcow2").unlink()
+    host.ddfs("template", "remove", "small", "--purge")
+    assert not published.exists()
+
+
 def test_a_domain_is_installed_anew_with_nothing_downloaded(
     host: Host, libvirtd: Libvirtd, vms: Path, small: Published
 ) -> None:
