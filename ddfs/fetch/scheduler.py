@@ -228,9 +228,13 @@ class Scheduler(RunSizes):
 
     def _steal(self, mirror: int, now: float) -> Action | None:
         best: tuple[float, Run] | None = None
+        owner, usable = self.owner(mirror), self.usable()
         for run in self.runs.values():
             if run.is_trimming or run.is_cancelled or self._current_end(run) >= run.end:
                 continue
+            contest = self.table.contests.get(run.end - 1)
+            if contest is not None and not contest.is_open_to(owner, usable):
+                continue  # it would be cut off for nothing
             if not self._is_comparable(run, now):
                 continue
             left = self._seconds_to(run, run.end, now)
