@@ -21,7 +21,9 @@ MAX_KEPT: Final = 40
 MAX_KEPT_BYTES: Final = 2048
 
 # Inputs that showed something new are mutated again; the oldest of too many go.
+# What is large is not mutated again: the growth that is looked for would be ours.
 MAX_POOL: Final = 2000
+MAX_POOLED_BYTES: Final = 4096
 
 
 @dataclass
@@ -56,8 +58,9 @@ def run(target: Target, inputs: int, seed: int, *, keep: bool = False) -> Report
         outcome = _feed(target, data, report)
         if outcome not in known:
             known.add(outcome)
-            pool.append(data)
-            del pool[: max(0, len(pool) - MAX_POOL)]
+            if len(data) <= MAX_POOLED_BYTES:
+                pool.append(data)
+                del pool[: max(0, len(pool) - MAX_POOL)]
             if keep and len(data) <= MAX_KEPT_BYTES and kept < MAX_KEPT:
                 _keep(target, data, "seen")
                 kept += 1
