@@ -8,6 +8,7 @@ import re
 import resource
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from tests.fuzz.mutate import Mutator
@@ -28,7 +29,7 @@ MAX_POOLED_BYTES: Final = 4096
 
 @dataclass
 class Report:
-    """What a run showed. ``growth_kib`` is the peak memory that its second half added."""
+    """What a run showed. ``growth_kib`` is the memory that its second half took and kept."""
 
     target: str
     inputs: int = 0
@@ -48,16 +49,16 @@ def run(target: Target, inputs: int, seed: int, *, keep: bool = False) -> Report
     """
     report = Report(target.name)
     pool = target.corpus()
-    known: set[str] = set()
+    known: set[int] = set()
     mutator = Mutator(seed, target.tokens)
     began = time.monotonic()
-    peak_at_half = kept = 0
+    kept_at_half = kept = 0
     queue = list(pool)
     while report.inputs < inputs or queue:
         data = queue.pop() if queue else mutator.make(pool)
         outcome = _feed(target, data, report)
-        if outcome not in known:
-            known.add(outcome)
+        if hash(outcome) not in known:
+            known.add(hash(outcome))
             if len(data) <= MAX_POOLED_BYTES:
                 pool.append(data)
                 del pool[: max(0, len(pool) - MAX_POOL)]
@@ -66,9 +67,9 @@ def run(target: Target, inputs: int, seed: int, *, keep: bool = False) -> Report
                 kept += 1
         if report.inputs == inputs // 2:
             gc.collect()
-            peak_at_half = _peak_kib()
+            kept_at_half = _resident_kib()
     gc.collect()
-    report.growth_kib = _peak_kib() - peak_at_half if peak_at_half else 0
+    report.growth_kib = _resident_kib() - kept_at_half if kept_at_half else 0
     report.seconds = time.monotonic() - began
     report.outcomes = len(known)
     return report
@@ -107,5 +108,7 @@ def _keep(target: Target, data: bytes, why: str = "failed") -> str:
     return path.name
 
 
-def _peak_kib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _resident_kib() -> int:
+    # proc_pid_statm(5): pages, the second number is what is resident.
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 1024
