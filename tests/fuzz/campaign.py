@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import re
@@ -66,9 +67,7 @@ def run(target: Target, inputs: int, seed: int, *, keep: bool = False) -> Report
                 _keep(target, data, "seen")
                 kept += 1
         if report.inputs == inputs // 2:
-            gc.collect()
             kept_at_half = _resident_kib()
-    gc.collect()
     report.growth_kib = _resident_kib() - kept_at_half if kept_at_half else 0
     report.seconds = time.monotonic() - began
     report.outcomes = len(known)
@@ -109,6 +108,9 @@ def _keep(target: Target, data: bytes, why: str = "failed") -> str:
 
 
 def _resident_kib() -> int:
+    # What was freed and not given back (malloc(3)) is no growth.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     # proc_pid_statm(5): pages, the second number is what is resident.
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() // 1024
