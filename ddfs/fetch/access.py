@@ -132,7 +132,7 @@ def exposed(path: str) -> str | None:
         mode = os.stat(path).st_mode
     except OSError:
         return None
-    if not mode & stat.S_IROTH:
+    if not stat.S_ISREG(mode) or not mode & stat.S_IROTH:
         return None
     return f"{path}: everybody on this host can read it; chmod o-r {path}"
 
@@ -155,7 +155,7 @@ def _grants_of(declaration: Declaration) -> Grants:
     headers: dict[Origin, tuple[Header, ...]] = {}
     if not has_origin and (access.headers or access.headers_file or access.token_file):
         raise errors.InvalidValueError(
-            "headers and tokens are for the origin of the source, and a file on this host has none"
+            "headers and tokens are for a source with an http or https address"
         )
     for path in secret_files(access):
         warning = exposed(path)
@@ -170,9 +170,10 @@ def _grants_of(declaration: Declaration) -> Grants:
     if access.client_cert is not None and has_origin:
         certificates[addresses[0].origin] = ClientCertificate(access.client_cert, access.client_key)
     elif access.client_cert is not None or access.client_key is not None:
-        raise errors.InvalidValueError(
-            "client_cert: it takes a source with an https address, and client_key takes it"
-        )
+        lacking = "client_key: it is of no use without client_cert"
+        if access.client_cert is not None:
+            lacking = "client_cert: it takes a source with an https address"
+        raise errors.InvalidValueError(lacking)
     ca_files = (access.ca_file,) if access.ca_file is not None else ()
     return Grants(headers, certificates, ca_files, is_trusted)
 

@@ -6,6 +6,7 @@ named it: a document that was read, and the network that this came from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ddfs import errors
@@ -15,7 +16,7 @@ from ddfs.fetch.address import Address, AddressError
 from ddfs.fetch.documents import Documents, FetchedDocument, Look
 from ddfs.fetch.elsewhere import Elsewhere, is_nfs, place_of, typed_elsewhere
 from ddfs.fetch.networks import PUBLIC
-from ddfs.model import ByteRange, HashAlgorithm, Manifest
+from ddfs.model import ByteRange, Digest, HashAlgorithm, Manifest
 from ddfs.versions import Validator, Visit
 
 
@@ -40,9 +41,19 @@ class Inquiry:
         # The network that all documents and typed addresses were reached in; None before the
         # first, and of several the public one, which may name the least.
         self._network: str | None = None
-        checksum = declaration.checksum
-        strength = checksum.algorithm.strength if checksum is not None else -1
-        self._may_leave_tls = strength >= HashAlgorithm.SHA256.strength
+        self._may_leave_tls = False
+        self.expect((declaration.checksum,) if declaration.checksum is not None else ())
+
+    def expect(self, digests: Sequence[Digest]) -> None:
+        """What the file has to be is known by now, from what was typed or read.
+
+        A strong digest that came over a trusted way lets its mirrors redirect from https to
+        http. No document ever may.
+        """
+        strength = max((each.algorithm.strength for each in digests), default=-1)
+        self._may_leave_tls = self.grants.hash_is_trusted and (
+            strength >= HashAlgorithm.SHA256.strength
+        )
 
     async def read_document(self, url: str, *, max_bytes: int) -> FetchedDocument:
         """See :meth:`ddfs.fetch.transport.Transport.read_document`."""

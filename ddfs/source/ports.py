@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ddfs.declaration import Declaration
-from ddfs.model import ByteRange, Manifest
+from ddfs.model import ByteRange, Digest, Manifest
 
 
 class FetchedDocument(Protocol):
@@ -63,6 +63,9 @@ class Look(Protocol):
 
 class Documents(Protocol):
     """What fetches documents and small ranges; ``fetch.transport.Transport`` is one."""
+
+    def expect(self, digests: Sequence[Digest]) -> None:
+        """What the file is has been told by now: its mirrors need not be believed."""
 
     async def read_document(self, url: str, *, max_bytes: int) -> FetchedDocument:
         """The whole body; :class:`errors.MirrorError`, or DocumentError when it is larger."""

@@ -67,6 +67,7 @@ async def _completed(
                 "give one with --checksum ALG:HEX or --checksum-url URL"
             )
         if manifest.size is None:
+            documents.expect(manifest.digests)
             manifest = _with_size(manifest, await agreed_size(manifest.mirrors, documents))
     except errors.DocumentError as error:
         raise errors.DocumentError(f"{address}: {error}") from None
@@ -112,6 +113,7 @@ async def _image(
     # First, since it may refuse the image without any request to its server.
     found = await checks.checksum_digests(declaration, urlsplit(url).path, documents, ring)
     known = _agreeing((*found, *([declaration.checksum] if declaration.checksum else ())), address)
+    documents.expect(known)
     try:
         described = await ordinary.describe(
             url, known, documents, location, may_use_offers=ring is None

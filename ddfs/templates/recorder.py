@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from ddfs import source
 from ddfs.declaration import Declaration
-from ddfs.model import ByteRange, Manifest
+from ddfs.model import ByteRange, Digest, Manifest
 from ddfs.versions import Validator, Visit
 
 # What is kept of a field; entity tags are some 30 bytes.
@@ -24,6 +24,9 @@ class RecordedDocument(source.FetchedDocument, Protocol):
 
 class RecordedInquiry(Protocol):
     """What fetches documents, and asks whether they have changed."""
+
+    def expect(self, digests: Sequence[Digest]) -> None:
+        """As :class:`source.Documents` has it."""
 
     async def read_document(self, url: str, *, max_bytes: int) -> RecordedDocument:
         """As :class:`source.Documents` has it."""
@@ -65,6 +68,15 @@ class Recorder:
     def seen(self) -> tuple[Validator, ...]:
         """A validator of each document that was read; without any, of what was looked at."""
         return tuple(self._read or self._looked_at)
+
+    @property
+    def has_only_looked(self) -> bool:
+        """Whether no document was read: nothing but its server says what the image is now."""
+        return bool(self._looked_at) and not self._read
+
+    def expect(self, digests: Sequence[Digest]) -> None:
+        """Pass on."""
+        self._documents.expect(digests)
 
     async def read_document(self, url: str, *, max_bytes: int) -> RecordedDocument:
         """Pass on, and remember."""

@@ -194,6 +194,16 @@ def test_credentials_for_what_has_no_origin_are_refused(tmp_path):
             grants_of([declared("/srv/x.meta4", **given)])
 
 
+def test_what_is_missing_is_what_is_said(tmp_path):
+    pem = secret(tmp_path / "k", "abc")
+    for source, given, said in (
+        ("https://a.example/x", {"client_key": pem}, "client_key: .* without client_cert"),
+        ("nfs://a.example/e/x", {"headers": ["X: y"]}, "an http or https address"),
+    ):
+        with pytest.raises(errors.InvalidValueError, match=said):
+            grants_of([declared(source, **given)])
+
+
 def test_one_name_that_cannot_be_asked_does_not_end_the_others(tmp_path):
     good, bad = "https://a.example/x", "https://b.example/x"
     names = [declared(good, headers=["X: y"]), declared(bad, token_file=str(tmp_path / "gone"))]
@@ -207,6 +217,7 @@ def test_a_file_that_everybody_can_read_is_a_warning(tmp_path, caplog):
     assert "everybody" in caplog.text
     (tmp_path / "t").chmod(0o640)
     assert exposed(path) is None
+    assert exposed("/dev/null") is None
 
 
 # -- TLS -----------------------------------------------------------------------------------
@@ -288,7 +299,7 @@ async def test_certificates_that_cannot_be_used(authority, tmp_path):
             ({"client_cert": certificate, "client_key": str(tmp_path / "other.key")},
              "does not belong"),
             ({"client_cert": "/no/such"}, "cannot be read"),
-            ({"client_key": key}, "client_cert: "),
+            ({"client_key": key}, "client_key: "),
         ):  # fmt: skip
             with pytest.raises(errors.InvalidValueError, match=said) as caught:
                 await transport.inquiry(declared(url, **given))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 from ddfs import errors
 from ddfs.fetch.documents import Answer, Look
@@ -35,6 +36,7 @@ class Web:
         self.without_ranges: set[str] = set()
         self.headers: dict[str, dict[str, str]] = {}
         self.requests: list[tuple[str, str]] = []
+        self.expected: tuple[Digest, ...] = ()
 
     def _get(self, kind: str, url: str) -> bytes:
         self.requests.append((kind, url))
@@ -42,6 +44,9 @@ class Web:
         if isinstance(data, str):
             raise errors.MirrorError(url, data)
         return data
+
+    def expect(self, digests: Sequence[Digest]) -> None:
+        self.expected = tuple(digests)
 
     async def read_document(self, url: str, *, max_bytes: int) -> Found:
         url = self.redirects.get(url, url)

@@ -157,6 +157,21 @@ def test_templates_behind_logins(host: Host, servers: Servers) -> None:
     assert not any(SECRET in line for line in servers.lines("plain"))
 
 
+def test_a_checksum_file_over_tls_lets_the_image_come_without(host: Host, servers: Servers) -> None:
+    digest = servers.checksum.partition(":")[2]
+    (servers.root / "SHA256SUMS").write_text(f"{digest}  disk.img\n")
+    trust = ("--ca-file", servers.ca, "--netrc-file", servers.netrc)
+    away = servers.url("login", "away/disk.img")
+    sums = ("--checksum-url", servers.url("login", "SHA256SUMS"))
+    host.ddfs("template", "add", "away", away, *sums, *trust)
+    host.ddfs("prefetch", "away")
+    assert host.published("away").read_bytes() == servers.image
+    for nothing in (("--unverified",), ("--checksum-url", servers.url("plain", "SHA256SUMS"))):
+        refused = host.ddfs("template", "add", "no", away, *nothing, *trust, check=False)
+        assert refused.returncode == 3
+        assert "from https to http" in refused.stderr
+
+
 def test_fetch_with_credentials(host: Host, servers: Servers) -> None:
     def fetch(name: str, *arguments: str | Path, check: bool = True) -> str:
         result = host.ddfs("fetch", *arguments, "-o", host.directory / name, check=check)
