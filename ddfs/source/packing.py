@@ -75,6 +75,11 @@ def with_packing(manifest: Manifest, declaration: Declaration) -> Manifest:
                 f"{names.shown(manifest.name)} is not packed as its name has it, so "
                 "unpacked_checksum says nothing; use checksum"
             )
+        if declaration.size is not None:
+            raise errors.RequestError(
+                f"{names.shown(manifest.name)} is not packed as its name has it, so size, which "
+                "is that of what comes out, says nothing; leave it out"
+            )
         return manifest
     if manifest.name.rpartition(".")[0].lower().endswith(".tar"):
         raise errors.RequestError(
@@ -118,6 +123,7 @@ async def read_packed_head(
             wanted = _widened(lacking.wanted, size)
             parts[wanted.start] = await read_part(manifest, wanted, documents)
             continue
+        _refuse_another_size(packing, facts.size)
         if packing.size is None:
             packing = dataclasses.replace(packing, size=facts.size)
         head = Head(facts.head[:HEAD_LENGTH], verified=False, failures=first.failures)
@@ -125,6 +131,17 @@ async def read_packed_head(
     raise errors.DocumentError(
         f"{names.shown(manifest.name)}: what is in it cannot be made out from a few parts"
     )
+
+
+def _refuse_another_size(packing: Packing, found: int | None) -> None:
+    """The index of an xz or zip file is of all of it; a zstd header is of its first frame."""
+    if packing.size is None or found is None or packing.kind is PackingKind.ZSTD:
+        return
+    if packing.size != found:
+        raise errors.ImageError(
+            f"the image is refused: by its own word it unpacks to {found} bytes, and not to the "
+            f"{packing.size} that were declared (--size)"
+        )
 
 
 def _read(parts: dict[int, bytes], size: int, offset: int, length: int) -> bytes:

@@ -95,6 +95,8 @@ async def test_what_is_declared_in_vain_is_said() -> None:
     checksum = Digest(HashAlgorithm.SHA256, "0" * 64)
     with pytest.raises(errors.RequestError, match="not packed"):
         await resolved(IMAGE, "a.img", unpacked_checksum=checksum)
+    with pytest.raises(errors.RequestError, match="so size, which"):
+        await resolved(IMAGE, "a.img", size=100)
     with pytest.raises(errors.RequestError, match="tar archive"):
         await resolved(IMAGE, "a.tar.gz")
 
@@ -105,6 +107,12 @@ async def test_the_declared_size_stands() -> None:
     assert manifest.packing is not None
     assert manifest.packing.kind is PackingKind.GZIP
     assert manifest.published.size == len(IMAGE)
+
+
+async def test_a_declared_size_that_the_index_denies_is_refused_at_once() -> None:
+    web, manifest = await resolved(lzma.compress(IMAGE), "a.img.xz", size=len(IMAGE) - 1)
+    with pytest.raises(errors.ImageError, match=f"unpacks to {len(IMAGE)} bytes, and not to"):
+        await source.read_packed_head(manifest, web, packed.look)
 
 
 async def test_mirrors_that_send_nonsense_for_ever_are_given_up() -> None:
