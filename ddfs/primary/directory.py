@@ -226,7 +226,10 @@ class DirectoryStorage:
         """
         path = Path(published.path)
         if not self.is_intact(published):
-            raise errors.StorageError(f"{path} is not the file that ddfs put there any more")
+            raise errors.StorageError(
+                f"{path} is not the file that ddfs put there any more, or was written to: it is "
+                "left alone; delete it by hand, run ddfs doctor --fix, and it is fetched again"
+            )
         mark = self.partial_dir / (path.name + mend.MARK_SUFFIX)
         self._mending.add(published.path)
         try:

@@ -61,11 +61,15 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a source is, who was asked, and what servers said of the documents that say so."""
+    """What a source is, who was asked, and what servers said of the documents that say so.
+
+    ``is_looked_at``: there was no document, and ``seen`` is of the image itself.
+    """
 
     manifest: Manifest
     inquiry: source.Documents
     seen: tuple[Validator, ...] = ()
+    is_looked_at: bool = False
 
 
 class Templates:
@@ -254,7 +258,9 @@ class Templates:
         manifest = await source.resolve(
             declaration, documents=recorder, location=self._location, keyring=self._keyring
         )
-        return Resolved(inquiry.attributed(manifest), inquiry, recorder.seen)
+        return Resolved(
+            inquiry.attributed(manifest), inquiry, recorder.seen, recorder.has_only_looked
+        )
 
     async def inquiry(self, declaration: Declaration) -> RecordedInquiry:
         """What asks a source, with what is declared about its access."""
@@ -287,6 +293,10 @@ class Templates:
         except errors.ImageError as error:
             if by_name is None:
                 raise
+            try:
+                await trio.to_thread.run_sync(partial(inspect, claimed=None))
+            except errors.ImageError:
+                raise error from None  # whatever it is called
             raise source.refused_by_name(manifest, by_name, error) from None
         virtual_size = facts.virtual_size if facts.virtual_size != MAX_SIZE else None
         content_id = manifest.content_id

@@ -140,6 +140,9 @@ class Versions:
         if older.content_id != template.content_id:
             text = f"it serves the older version {older.exact_name}, as a mirror that lags does"
             return SourceState(Verdict.UNCHANGED, message=text, seen=resolved.seen)
+        if resolved.is_looked_at and declared.checksum is not None:
+            # A typed checksum is the same whatever is there now: it tells nothing.
+            return _judged(template, declared, before, Visit(resolved.seen[0]))
         if not resolved.seen and _is_remote(declared) and declared.checksum is not None:
             visit = await self._revisit(declared, _seen_of_image(template, declared, before))
             return _judged(template, declared, before, visit)
@@ -251,6 +254,14 @@ class Versions:
             raise errors.TemplateExistsError(
                 f"{same.name} has this content already, as {same.format.value}"
             )
+        before = self.state(family)
+        is_known = any(each.url == declared.source for each in before.seen)
+        is_typed = resolved.is_looked_at and declared.checksum is not None
+        if same.name == template.name and is_typed and is_known:
+            judged = _judged(template, declared, before, Visit(resolved.seen[0]))
+            if judged.verdict is Verdict.CHANGED:
+                await self._record(family, dataclasses.replace(judged, checked_at=time.time()))
+                raise errors.RequestError(f"{family}: {judged.message}")
         if same.content_id == resolved.manifest.content_id:
             merge = functools.partial(
                 self._manifests.merge_mirrors, same.content_id, resolved.manifest

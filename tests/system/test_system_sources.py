@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,12 @@ def test_what_an_image_claims_must_agree_with_its_bytes(
     assert "it is qcow2, not iso" in done.stderr
     assert ("--format" in done.stderr) == (claim == "name")
     host.ddfs("template", "add", "x", address, *checksum, "--format", "qcow2")
+
+    # What no name could make right is not blamed on the name.
+    based = mirror.root / "based.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/hostname"]
+    subprocess.run([*command, based, "1M"], check=True)
+    checksum = ("--checksum", f"sha256:{sha256_of(based)}")
+    done = host.ddfs("template", "add", "y", mirror.url(based.name), *checksum, check=False)
+    assert (done.returncode, "a backing file" in done.stderr) == (3, True)
+    assert "--format" not in done.stderr

@@ -101,6 +101,30 @@ def test_a_fetch_that_meets_the_change_says_so(host: Host, fast_site: Site) -> N
     assert host.template("midway@2")["state"] == "downloaded"
 
 
+def test_a_typed_checksum_does_not_hide_that_the_file_is_another_one(
+    host: Host, fast_site: Site
+) -> None:
+    old = fast_site.publish("typed", size=2 * MIB, seed=1)
+    mirror, name = fast_site.mirrors[0], old.image.name
+    host.ddfs("template", "add", "typed", mirror.url(name), "--checksum", f"sha256:{old.sha256}")
+    for _ in range(2):
+        assert host.ddfs("template", "check", "typed").stdout == "typed: unchanged\n"
+    newer = publish_newer(fast_site, old, seed=2)
+    later = time.time() + 10
+    os.utime(mirror.root / name, (later, later))
+    for _ in range(2):
+        changed = host.ddfs("template", "check", "typed", check=False)
+        assert (changed.returncode, "--checksum ALG:HEX" in changed.stdout) == (6, True)
+    # Without the new checksum there is nothing to make a version of, and that stays known.
+    refused = host.ddfs("template", "update", "typed", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert host.template("typed")["source_verdict"] == "changed"
+    host.ddfs("template", "update", "typed", "--checksum", f"sha256:{newer.sha256}")
+    host.ddfs("prefetch", "typed")
+    assert host.published("typed@2").read_bytes() == newer.image.read_bytes()
+    assert host.ddfs("template", "check", "typed").stdout == "typed: unchanged\n"
+
+
 def test_a_source_that_is_gone_is_no_change(host: Host, fast_site: Site) -> None:
     image = fast_site.publish("leaving", size=2 * MIB)
     host.ddfs("template", "add", "leaving", image.source)
