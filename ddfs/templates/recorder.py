@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ddfs import source
@@ -54,6 +55,19 @@ class RecordedInquiries(Protocol):
     async def inquiry(self, declaration: Declaration) -> RecordedInquiry:
         """As :class:`source.Inquiries` has it."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a source is, who was asked, and what servers said of the documents that say so.
+
+    ``is_looked_at``: there was no document, and ``seen`` is of the image itself.
+    """
+
+    manifest: Manifest
+    inquiry: source.Documents
+    seen: tuple[Validator, ...] = ()
+    is_looked_at: bool = False
 
 
 class Recorder:

@@ -25,7 +25,8 @@ from ddfs.declaration import Declaration
 from ddfs.model import Manifest, Template
 from ddfs.names import version_name
 from ddfs.templates.ports import Families, Manifests
-from ddfs.templates.templates import Registration, Resolved, Templates
+from ddfs.templates.recorder import Resolved
+from ddfs.templates.templates import Registration, Templates
 from ddfs.versions import (
     SourceState,
     Validator,
