@@ -101,12 +101,31 @@ class Address:
 _MAX_MESSAGE: Final = 120
 
 
+# As OpenSSL and the ssl module put it, with the line in its source at the end.
+_UNTRUSTED: Final = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED\] certificate verify failed: ([^()]{1,200})"
+)
+
+
+def distrust_of(text: str) -> str | None:
+    """What to say where *text* is OpenSSL's of a certificate that is not trusted, else None."""
+    found = _UNTRUSTED.search(text)
+    if found is None:
+        return None
+    return (
+        f"its certificate is not trusted ({found[1].strip()}); if it should be, trust its "
+        "authority with --ca-file FILE, or for the whole host with: ddfs ca add FILE"
+    )
+
+
 def in_one_line(error: Exception) -> str:
     """What a library says about a failure, or what it has it from; short and printable."""
     speaker: BaseException | None = error
     while speaker is not None and not str(speaker).strip():
         speaker = speaker.__cause__ or speaker.__context__
     text = " ".join(str(speaker or type(error).__name__).split())
+    if (distrust := distrust_of(text)) is not None:
+        return distrust
     plain = "".join(c if c.isprintable() else "?" for c in text)
     return plain if len(plain) <= _MAX_MESSAGE else plain[:_MAX_MESSAGE] + "…"
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ddfs import errors
-from ddfs.fetch.address import Address
+from ddfs.fetch.address import Address, distrust_of
 from ddfs.fetch.connection import (
     ClosedEarlyError,
     Connection,
@@ -455,6 +455,8 @@ def _final(message: str) -> Failure:
 
 
 def _describe(error: Exception) -> str:
+    if (distrust := distrust_of(str(error))) is not None:
+        return distrust
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower() if error.errno else error.strerror
     return str(error) or type(error).__name__
