@@ -255,7 +255,25 @@ def _is_there(path: Path, may_be: bool) -> bool:
         )
     if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o222:
         raise errors.NameTakenError(f"{path} is no disk of a domain, and is not replaced")
+    _refuse_snapshots(path)
     return True
+
+
+def _refuse_snapshots(path: Path) -> None:
+    """An internal snapshot (``nb_snapshots`` of the qcow2 header, at 60) would be lost, and libvirt
+    would go on listing it.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise errors.StorageError(f"{path}: {error.strerror}") from error
+    count = int.from_bytes(head[60:64], "big") if head.startswith(b"QFI\xfb") else 0
+    if count:
+        raise errors.TemplateInUseError(
+            f"{path} is not replaced: it has {count} snapshots inside; delete them first, with "
+            "virsh snapshot-delete"
+        )
 
 
 def _domain_users(

@@ -261,7 +261,7 @@ async def test_a_ca_file_is_trusted_for_its_template_alone(authority, tmp_path):
         assert await inquiry.size_of(url) == len(CONTENT)
         manifest = manifest_of(CONTENT, [url])
         await fetch(manifest, tmp_path / "p", transport=transport, grants=inquiry.grants)
-        with pytest.raises(errors.MirrorError, match="not trusted .*; if it should be, .*ca add"):
+        with pytest.raises(errors.MirrorError, match=r"not trusted .*; if it should be, .*ca add"):
             await transport.size_of(url)
         # Nor is a connection of the one used by the other.
         refused = await failure_of(manifest, tmp_path / "q", transport=transport)

@@ -138,6 +138,19 @@ def test_a_domain_is_installed_anew_with_nothing_downloaded(
     assert small.requests() == fetched
 
 
+def test_a_disk_with_snapshots_inside_is_not_replaced(host: Host, vms: Path) -> None:
+    clone(host, "vm1.qcow2")
+    disk = vms / "vm1.qcow2"
+    subprocess.run(["qemu-img", "snapshot", "-c", "before", disk], check=True)
+    before = disk.read_bytes()
+    refused = clone(host, "vm1.qcow2", "--replace", check=False)
+    assert refused.returncode == 2
+    assert "it has 1 snapshots inside" in refused.stderr
+    assert disk.read_bytes() == before
+    subprocess.run(["qemu-img", "snapshot", "-d", "before", disk], check=True)
+    assert "made anew" in clone(host, "vm1.qcow2", "--replace").stdout
+
+
 def test_what_another_disk_stands_on_is_not_replaced(
     host: Host, libvirtd: Libvirtd, vms: Path, small: Published
 ) -> None:
