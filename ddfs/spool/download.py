@@ -87,6 +87,8 @@ def _open(destination: Path, manifest: Manifest) -> PartialFile:
     if manifest.pieces is not None:
         with storage_errors(path):
             set_aside(path, journal, manifest, beside(destination, "older"))
+    if manifest.is_unpinned:
+        pin.start_over(path, journal)
     return PartialFile.open(path, journal, manifest)
 
 

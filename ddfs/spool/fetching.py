@@ -211,12 +211,10 @@ class Fetch:
         if (adopted := await self._adopt(manifest)) is not None:
             return adopted
         await reserve(storage, content_id, room_for(manifest), self._with.make_room)
-        self._partial = await trio.to_thread.run_sync(
-            PartialFile.open,
-            storage.partial_path(content_id),
-            storage.journal_path(content_id),
-            manifest,
-        )
+        files = storage.partial_path(content_id), storage.journal_path(content_id)
+        if manifest.is_unpinned:
+            await trio.to_thread.run_sync(pin.start_over, *files)
+        self._partial = await trio.to_thread.run_sync(PartialFile.open, *files, manifest)
         await regain(self._partial, manifest)
         # What is in primary storage under another name need not be downloaded. It is copied,
         # not taken: it may be somebody's disk.

@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
@@ -25,6 +26,17 @@ _BLOCK = 4 * MiB
 
 # Two saturate a disk.
 _hashing = trio.CapacityLimiter(2)
+
+
+def start_over(path: Path, journal: Path) -> None:
+    """Delete what an interrupted first fetch left. Blocks; raises :class:`errors.StorageError`.
+
+    Within one fetch a mirror that changes is noticed. Over several it is not: a server that
+    shows A, B and A again could have had B's pieces journaled by one that was killed.
+    """
+    with storage_errors(path):
+        journal.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 async def refuse_change(manifest: Manifest, transport: Transport, grants: Grants | None) -> None:

@@ -113,6 +113,24 @@ async def test_a_source_that_changes_midway_is_not_mixed(tmp_path: Path) -> None
         assert Path(published.path).read_bytes() == CONTENT
 
 
+async def test_what_an_earlier_fetch_left_is_of_another_state_perhaps(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        url = lab.mirror(OTHER, rate=2 * MiB)
+        order = host.knows(unverified(url), head_is_verified=False)
+        host.spool.demand(order, Demand.HAND)
+        with trio.fail_after(30):
+            # A piece of what the server shows for a moment, under the same validator, is
+            # received and written down; then the fetch ends.
+            while host.spool.holding(order.content_id).bytes_here < MiB:
+                await trio.sleep(0.01)
+            host.spool.cancel(order.content_id)
+            while host.spool.is_fetching(order.content_id):
+                await trio.sleep(0.01)
+            lab[url].content, lab[url].rate = CONTENT, None
+            published = await fetched(host, order)
+        assert Path(published.path).read_bytes() == CONTENT
+
+
 async def test_a_file_in_an_unverified_archive_is_stored(tmp_path: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
