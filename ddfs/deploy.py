@@ -259,7 +259,7 @@ class Deployments:
             except BaseException:
                 with trio.move_on_after(UNDO_SECONDS) as scope:
                     scope.shield = True
-                    await self._take_back(traces)
+                    await self._try_to_take_back(traces)
                 raise
             with trio.CancelScope(shield=True):
                 await _run(self._note(traces).unlink, True)
@@ -309,6 +309,15 @@ class Deployments:
                 await self._take_back(traces)
             except (errors.DdfsError, OSError, ValueError, TypeError) as error:
                 log.error("%s: cannot be taken back now: %s", path, error)
+
+    async def _try_to_take_back(self, traces: _Traces) -> None:
+        """What failed first is what is to be told: a failure here is logged, and the note stays
+        for the next start.
+        """
+        try:
+            await self._take_back(traces)
+        except (errors.DdfsError, OSError) as error:
+            log.error("%s: taken back when the daemon starts again: %s", traces.name, error)
 
     async def _take_back(self, traces: _Traces) -> None:
         await self._hypervisor.remove(traces.uuid)

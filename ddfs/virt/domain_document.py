@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Final
 from xml.etree import ElementTree
@@ -169,7 +170,7 @@ def _replace_disk(disk: Element, path: str) -> None:
     disk.insert(1, Element("source", file=path))
 
 
-def _add_seed(devices: Element, path: str, taken: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def _add_seed(devices: Element, path: str, taken: Set[str] = frozenset()) -> None:
     letter = next(letter for letter in "abcdefghijklmnopqrstuvwxyz" if f"sd{letter}" not in taken)
     disk = SubElement(devices, "disk", type="file", device="cdrom")
     SubElement(disk, "driver", name="qemu", type="raw")
