@@ -26,6 +26,10 @@ MAX_XML_BYTES: Final = 16 * 1024 * 1024
 MAX_ELEMENTS: Final = 200_000
 MAX_DEPTH: Final = 512
 
+# What expat reads by itself; libvirt writes UTF-8. Python would look any other name up, and
+# remember for ever that it knows none of that name: a daemon is asked about many documents.
+ENCODINGS: Final = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
+
 POOL_DIRECTORIES: Final = ("/run/libvirt/storage", "/etc/libvirt/storage")
 _MAX_POOL_BYTES: Final = 1024 * 1024
 
@@ -151,6 +155,7 @@ def parse(xml: bytes, root: str) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.text
     parser.StartDoctypeDeclHandler = builder.doctype
+    parser.XmlDeclHandler = builder.declaration
     try:
         parser.Parse(xml, True)
     except expat.ExpatError as error:
@@ -191,6 +196,11 @@ class _Builder:
 
     def text(self, text: str) -> None:
         self._open[-1].pieces.append(text)
+
+    def declaration(self, _version: str, encoding: str | None, _standalone: int) -> None:
+        # Called before expat looks for the encoding.
+        if encoding is not None and encoding.lower() not in ENCODINGS:
+            raise ChainError(f"the {self._what}'s XML has an unusable encoding")
 
     def doctype(self, *_: object) -> None:
         # No libvirt document has one, and entities could make a small document huge.

@@ -13,6 +13,18 @@ MAX_DOCUMENT_BYTES: Final = 32 * MiB
 # The document is fed in chunks of this size, so that the caps act early.
 CHUNK_BYTES: Final = 64 * KiB
 
+# What documents are written in: what expat reads by itself, and what they were in before
+# everything was UTF-8. Python looks for any other name among its modules, and remembers for
+# ever that there is none (``encodings._cache``): each name that a document invents would stay.
+ENCODINGS: Final = frozenset(
+    {
+        *("utf-8", "utf8", "utf-16", "utf-16le", "utf-16be", "us-ascii", "ascii"),
+        *(f"iso-8859-{part}" for part in range(1, 17)),
+        *(f"windows-{page}" for page in range(1250, 1259)),
+        *("koi8-r", "koi8-u"),
+    }
+)
+
 # One tag with its attributes, or one comment. expat before 2.6.0 reads an unfinished one
 # again from its start with every chunk, and a tag's attributes exist all at once.
 MAX_TOKEN_BYTES: Final = 256 * KiB

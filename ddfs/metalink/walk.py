@@ -17,7 +17,7 @@ from defusedxml.common import DTDForbidden
 from defusedxml.ElementTree import DefusedXMLParser
 
 from ddfs import errors
-from ddfs.metalink import limits
+from ddfs.metalink import limits, names
 
 _XML_BASE: Final = "{http://www.w3.org/XML/1998/namespace}base"
 
@@ -162,6 +162,12 @@ class _Walker:
             )
         element.text.append(text)
 
+    def declaration(self, _version: str, encoding: str | None, _standalone: int) -> None:
+        if encoding is not None and encoding.lower() not in limits.ENCODINGS:
+            raise errors.DocumentError(
+                f"not well-formed XML, or cut off: its encoding {names.shown(encoding)} is not read"
+            )
+
     def comment(self, text: str) -> None:
         if not self.first_comment:
             self.first_comment = " ".join(text.split())[: limits.MAX_TEXT_LENGTH]
@@ -175,6 +181,8 @@ def walk(document: bytes, choose: ChooseGrammar, base_url: str | None) -> str:
     """
     walker = _Walker(choose, base_url)
     parser = DefusedXMLParser(target=walker, forbid_dtd=True)
+    # expat calls it before it looks for the encoding.
+    parser.parser.XmlDeclHandler = walker.declaration
     try:
         _feed(parser, document)
     except DTDForbidden as error:
@@ -184,7 +192,7 @@ def walk(document: bytes, choose: ChooseGrammar, base_url: str | None) -> str:
             "it has a document type declaration, which is refused since it can name entities"
         ) from None
     except (ParseError, ValueError, LookupError) as error:
-        # The last two: encodings that Python does not know, or not in a parser.
+        # The last two: encodings that Python has not, or not for a parser.
         raise errors.DocumentError(f"not well-formed XML, or cut off: {error}") from None
     return walker.first_comment
 

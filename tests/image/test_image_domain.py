@@ -1,5 +1,6 @@
 """What a domain's XML names, and XML that is none."""
 
+import encodings
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,16 @@ def test_unusable_xml(xml: bytes, reason: str) -> None:
         files_of_domain(xml, NO_POOLS)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_a_name_of_an_encoding_that_a_document_invents_does_not_stay() -> None:
+    # Python remembers each that it was asked for.
+    before = len(encodings._cache)  # type: ignore[attr-defined]
+    for number in range(20):
+        with pytest.raises(ChainError, match="unusable encoding"):
+            files_of_domain(b"<?xml version='1.0' encoding='new-%d'?><domain/>" % number, NO_POOLS)
+    assert len(encodings._cache) == before  # type: ignore[attr-defined]
+    assert files_of_domain(b"<?xml version='1.0' encoding='ISO-8859-1'?><domain/>", NO_POOLS) == ()
 
 
 def test_hundreds_of_explicit_layers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,23 @@ def test_what_is_no_metalink(text: str, reason: str):
     message = refusal(text)
     assert reason in message
     assert "\n" not in message
+
+
+def test_a_name_of_an_encoding_that_a_document_invents_does_not_stay():
+    # Python remembers each that it was asked for.
+    before = len(encodings._cache)  # type: ignore[attr-defined]
+    for number in range(20):
+        name = f"invented-{number}-" + "x" * 5000
+        message = refusal(f'<?xml version="1.0" encoding="{name}"?><a/>')
+        assert len(message) < 200
+    assert len(encodings._cache) == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("encoding", ["ISO-8859-15", "windows-1252", "UTF-16", "koi8-r", "ascii"])
+def test_documents_of_the_years_before_utf8(encoding: str):
+    text = f'<?xml version="1.0" encoding="{encoding}"?>{V4}{file("<size>5</size>")}</metalink>'
+    (manifest,) = read.parse(text.encode(encoding), base_url=None).files
+    assert manifest.size == 5
 
 
 def test_the_servers_words_are_repeated_within_bounds():
