@@ -182,7 +182,7 @@ class Gate:
             return Verdict(True)
         stories = ", ".join(self._story(template) for template in absent)
         if failure is not None or any(self._state(t) is SpoolState.FAILED for t in absent):
-            return Verdict(False, f"{stories}; mend that, then try again")
+            return Verdict(False, with_advice(stories))
         advice = f"try again, or run: ddfs start {shlex.quote(domain)}"
         return Verdict(False, f"{stories}; {advice}", tuple(absent))
 
@@ -198,6 +198,11 @@ class Gate:
         if holding.seconds_left is not None:
             story += f", about {duration(holding.seconds_left)} left"
         return story
+
+
+def with_advice(stories: str) -> str:
+    """Failures, and what to do about them; many say that themselves."""
+    return stories if stories.endswith("try again") else f"{stories}; mend that, then try again"
 
 
 def duration(seconds: float) -> str:

@@ -73,7 +73,7 @@ def main(
 
     0 for everything but ``prepare begin``, and for a domain that uses nothing of ddfs,
     whatever the state of daemon and settings. A refusal is 1, with one line on standard
-    error.
+    error. (Too few words are exit 2 of the script; libvirt never gives them.)
     """
     if tuple(argv[1:3]) != ("prepare", "begin"):
         return ALLOW

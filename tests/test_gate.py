@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddfs.gate import QUIET_SECONDS, Window, duration
+from ddfs.gate import QUIET_SECONDS, Window, duration, with_advice
 
 
 def test_all_hooks_of_a_burst_share_one_window() -> None:
@@ -57,3 +57,11 @@ def test_a_burst_never_waits_longer_than_one_window(gaps: list[float], length: f
 )
 def test_time_left_as_people_say_it(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_to_do_about_a_failure_is_said_once() -> None:
+    full = "t.img cannot be fetched: /p: the disk is full; free some room, then try again"
+    assert with_advice(full) == full
+    assert with_advice("t.img cannot be fetched: 404") == (
+        "t.img cannot be fetched: 404; mend that, then try again"
+    )

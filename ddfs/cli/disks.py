@@ -42,14 +42,18 @@ def attach(
 ) -> None:
     """Fetch a template, then put it into a domain's drive, or attach it as a read-only disk.
 
-    A drive (cdrom, floppy) at TARGET gets it as its medium. A domain that is off gets it for
-    its next start.
+    A drive (cdrom, floppy) at TARGET gets it as its medium. A domain that is off can only get
+    it for its next start, with --persistent.
     """
     check_domain_name(domain)
     session = session_of(context)
     template = session.template_name(name)
-    _fetch(session, template)
-    done = session.client.attach(domain, AttachTemplate(template, target, persistent, force))
+    request = AttachTemplate(template, target, persistent, force)
+    try:
+        done = session.client.attach(domain, request)
+    except errors.NotHereYetError:
+        _fetch(session, template)
+        done = session.client.attach(domain, request)
     if as_json:
         output.print_json(done)
         return

@@ -47,6 +47,9 @@ class Domains(Protocol):
 class Devices(Protocol):
     """Devices of domains."""
 
+    async def check(self, domain: str, target: str, *, persistent: bool) -> None:
+        """Raise what :meth:`attach` would raise before anything is fetched."""
+
     async def attach(
         self,
         domain: str,
@@ -159,15 +162,16 @@ class DomainActions:
     # -- disks -----------------------------------------------------------------------------
 
     async def attach(self, domain: str, request: AttachTemplate) -> AttachedDisk:
-        """Attach a template that is here."""
+        """Attach a template that is here; that it is not is the last thing to be refused."""
         template = self._templates.newest(request.template)
         if _TARGET.fullmatch(request.target) is None:
             raise errors.InvalidValueError(
                 f"{request.target[:40]!r} is no place for a disk: write vdb, sda or the like"
             )
-        await self._require_published(template)
         path = os.path.join(self._directory, template.file_name)
         try:
+            await self._devices.check(domain, request.target, persistent=request.persistent)
+            await self._require_published(template)
             change = await self._devices.attach(
                 domain,
                 request.target,

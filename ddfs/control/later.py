@@ -46,6 +46,6 @@ class LaterStarts:
             log.info("domain %s: its templates are here; starting it", domain)
             await self._start(domain)
         except errors.DdfsError as error:
-            log.error("domain %s: not started: %s", domain, error)
+            log.error("domain %s, which waited for its templates: %s", domain, error)
         finally:
             self._waiting.discard(domain)

@@ -42,38 +42,58 @@ class Devices:
         force: bool = False,
     ) -> str:
         """Put *path* into the drive at *target* (returns ``medium``), or attach a read-only
-        disk there (``disk``). A domain that is off gets it for its next start.
+        disk there (``disk``).
 
         ``driver`` is QEMU's name of the format. ``persistent``: also when the domain starts
-        next. ``force``: also into a drive that the guest has locked. Raises
+        next; without it the domain has to be running, and nothing else is changed even where
+        it ends meanwhile. ``force``: also into a drive that the guest has locked. Raises
         :class:`errors.LibvirtError`, and :class:`errors.InvalidValueError` for a target that
         another disk has. No hook runs: the file has to be complete.
         """
         attachment = _Attachment(target, path, driver, persistent, force)
         return await self._libvirt.call(lambda c: _attach(lookup(c, domain), attachment))
 
+    async def check(self, domain: str, target: str, *, persistent: bool = False) -> None:
+        """Raise what :meth:`attach` would raise already now, before anything is fetched."""
+        await self._libvirt.call(lambda c: _look(lookup(c, domain), target, persistent))
+
 
 def _attach(domain: libvirt.virDomain, attachment: _Attachment) -> str:
-    is_active = bool(domain.isActive())
-    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if is_active else libvirt.VIR_DOMAIN_AFFECT_CONFIG
-    if attachment.persistent and domain.isPersistent():
-        flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
-    there = _disk_at(domain, attachment.target, is_active)
+    flags, there = _look(domain, attachment.target, attachment.persistent)
     if there is None:
         domain.attachDeviceFlags(_disk_xml(attachment, "disk", None), flags)
         return "disk"
-    device = there.get("device", "disk")
-    if device not in _DRIVES:
-        raise errors.InvalidValueError(
-            f"{domain.name()} has a disk at {attachment.target} already; choose a free target, "
-            "or that of a cdrom drive"
-        )
     if attachment.force:
         flags |= libvirt.VIR_DOMAIN_DEVICE_MODIFY_FORCE
     target = there.find("target")
     bus = target.get("bus") if target is not None else None
-    domain.updateDeviceFlags(_disk_xml(attachment, device, bus), flags)
+    domain.updateDeviceFlags(_disk_xml(attachment, there.get("device", ""), bus), flags)
     return "medium"
+
+
+def _look(
+    domain: libvirt.virDomain, target: str, persistent: bool
+) -> tuple[int, ElementTree.Element | None]:
+    """What is to be changed (VIR_DOMAIN_AFFECT_…), and the drive at *target*, if one is there.
+
+    Never VIR_DOMAIN_AFFECT_CURRENT: a domain that ends meanwhile would get it for its next start.
+    """
+    is_active = bool(domain.isActive())
+    if not is_active and not persistent:
+        raise errors.LibvirtError(
+            f"{domain.name()} is not running; with --persistent it gets it for its next start",
+            libvirt.VIR_ERR_OPERATION_INVALID,
+        )
+    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if is_active else 0
+    if persistent:
+        flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    there = _disk_at(domain, target, is_active)
+    if there is not None and there.get("device", "disk") not in _DRIVES:
+        raise errors.InvalidValueError(
+            f"{domain.name()} has a disk at {target} already; choose a free target, "
+            "or that of a cdrom drive"
+        )
+    return flags, there
 
 
 def _disk_at(domain: libvirt.virDomain, target: str, is_active: bool) -> ElementTree.Element | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import libvirt
 
 from ddfs import errors
-from ddfs.virt.connection import Libvirt
+from ddfs.virt.connection import Libvirt, is_down
 
 
 class Domains:
@@ -55,7 +55,13 @@ class Domains:
         def create(connection: libvirt.virConnect) -> None:
             lookup(connection, name).create()
 
-        await self._libvirt.call(create)
+        try:
+            await self._libvirt.call(create)
+        except errors.LibvirtError as error:
+            if error.code == libvirt.VIR_ERR_NO_DOMAIN or is_down(error):
+                raise
+            # libvirt's own words do not say which, as in "domain is already running".
+            raise errors.LibvirtError(f"{name} is not started: {error}", error.code) from error
 
 
 def lookup(connection: libvirt.virConnect, name: str) -> libvirt.virDomain:

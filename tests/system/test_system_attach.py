@@ -52,8 +52,15 @@ def test_attach_fetches_and_gives_it_to_the_domain(
             publish = shop.publish_raw if image_format == "raw" else shop.publish
             source = publish(name, size=4 * MIB, seed=len(name)).source
             host.ddfs("template", "add", name, source, "--format", image_format)
-        assert "the medium at sdc" in host.ddfs("attach", "vm1", "cd", "sdc").stdout
-        assert "a read-only disk at vdb" in host.ddfs("attach", "vm1", "data", "vdb").stdout
+        if not is_running:
+            refused = host.ddfs("attach", "vm1", "cd", "sdc", check=False)
+            assert (refused.returncode, refused.stderr.count("\n")) == (4, 1)
+            assert "vm1 is not running; with --persistent" in refused.stderr
+            assert host.template("cd")["state"] == "not-downloaded", "it asked first"
+            assert disks(libvirtd)["sdc"] == "-"
+        more = [] if is_running else ["--persistent"]
+        assert "the medium at sdc" in host.ddfs("attach", "vm1", "cd", "sdc", *more).stdout
+        assert "a read-only disk at vdb" in host.ddfs("attach", "vm1", "data", "vdb", *more).stdout
     found = disks(libvirtd)
     assert found["sdc"] == str(host.templates / "cd.img")
     assert found["vdb"] == str(host.templates / "data.qcow2")
@@ -69,7 +76,7 @@ def test_attach_fetches_and_gives_it_to_the_domain(
 def test_attach_refuses_in_one_line(host: Host, libvirtd: Libvirtd, guest: Domain) -> None:
     for words, code, says in (
         (["none", "small", "vdb"], 4, "no domain called 'none'"),
-        (["vm1", "small", "vda"], 2, "has a disk at vda already"),
+        (["vm1", "small", "vda", "--persistent"], 2, "has a disk at vda already"),
         (["vm1", "small", "../x"], 2, "no place for a disk"),
         (["vm1", "other", "vdb"], 2, "no template"),
     ):
@@ -77,6 +84,7 @@ def test_attach_refuses_in_one_line(host: Host, libvirtd: Libvirtd, guest: Domai
         assert refused.returncode == code, refused.stderr
         assert says in refused.stderr
         assert refused.stderr.count("\n") == 1
+    assert host.template("small")["state"] == "not-downloaded", "nothing was fetched for it"
 
 
 def test_gate_explains_file_by_file(host: Host, libvirtd: Libvirtd, guest: Domain) -> None:
