@@ -11,7 +11,6 @@ import fcntl
 import functools
 import logging
 import os
-import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,7 @@ from ddfs.catalogue.catalogue import Catalogue
 from ddfs.catalogue.heads import HeadStore
 from ddfs.changes import Changes
 from ddfs.clone import Clones
-from ddfs.config import PrimarySettings, Settings
+from ddfs.config import Settings
 from ddfs.control import server
 from ddfs.control.actions import DomainActions
 from ddfs.control.deployments import HostDeployments
@@ -43,7 +42,6 @@ from ddfs.fuse.pool import TemplatePool
 from ddfs.fuse.shown import ShownTemplates
 from ddfs.gate import Gate
 from ddfs.image import inspect, packed
-from ddfs.image.domain import PoolTargets
 from ddfs.image.unpack import unpack
 from ddfs.keeping.collector import Collector
 from ddfs.keeping.records import Records
@@ -52,11 +50,10 @@ from ddfs.limits import HostLimits, Limits
 from ddfs.model import ImageFormat, MiB
 from ddfs.notify import Supervisor
 from ddfs.primary.directory import DirectoryStorage
-from ddfs.primary.room import Room
-from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.room import MakeRoom
 from ddfs.spool.spool import Spool
+from ddfs.storages import figures_of, most_bytes, storages_of
 from ddfs.templates import Templates
 from ddfs.templates.verification import Verifications
 from ddfs.templates.versions import Versions
@@ -101,10 +98,9 @@ def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> errors.DdfsError
 
 
 async def _serve(settings: Settings) -> None:
-    places = _primary_paths(settings)
+    storages = storages_of(settings)
     with ExitStack() as stack:
         stack.enter_context(_locked(settings.state_dir))
-        storages = [_storage(settings, name, path) for name, path in places.items()]
         for storage in storages:
             await trio.to_thread.run_sync(storage.prepare)
             stack.callback(storage.close)
@@ -147,7 +143,10 @@ async def _serve_on(
             others=others,
         )
         # A source there would wait for itself, or be what a fetch is writing.
-        transport.elsewhere.forbidden = (settings.mountpoint, storage.partial_dir)
+        transport.elsewhere.forbidden = (
+            settings.mountpoint,
+            *(each.partial_dir for each in storages),
+        )
         await fetching.start(spool.run)
         templates, versions = _templates(
             settings, catalogue, spool, heads, transport, changes, ledger_limiter
@@ -159,7 +158,7 @@ async def _serve_on(
         await templates.load()
         stocktaking = Stocktaking(spool, templates, storages)
         await versions.load()
-        shown = ShownTemplates(templates, storage.figures, spool.note_followed)
+        shown = ShownTemplates(templates, lambda: figures_of(storages), spool.note_followed)
         pool = TemplatePool(shown, settings.mountpoint)
         later = LaterStarts(templates, domains.start)
         gate = Gate(templates, settings.templates_dir, settings.gate.wait)
@@ -172,7 +171,7 @@ async def _serve_on(
             _domain_actions(settings, templates, gate, libvirt, domains),
             HostFigures(*mount, storages),
             HostLimits(transport, spool.queue, Limits.of(settings)),
-            HostMetrics(templates, pool, storage.figures, versions.state).text,
+            HostMetrics(templates, pool, storages, versions.state).text,
             HostKeeping(templates, collector, records, stocktaking),
             HostDeployments(deployments, templates),
             later.add if settings.gate.then == "start" else None,
@@ -215,32 +214,6 @@ def _surroundings(
     )
 
 
-def _storage(settings: Settings, name: str, path: Path) -> DirectoryStorage:
-    limits = settings.primary[name]
-    quota = limits.quota.of if limits.quota else None
-    keep_free = limits.keep_free.of if limits.keep_free else None
-    if not limits.shared:
-        return DirectoryStorage(name, path, quota=quota, keep_free=keep_free)
-    host_id = _host_id(settings.state_dir)
-    return SharedDirectoryStorage(name, path, host_id, quota=quota, keep_free=keep_free)
-
-
-def _host_id(state_dir: Path) -> str:
-    """What tells this host's daemon from all others; made once."""
-    path = state_dir / "host-id"
-    try:
-        if not path.exists():
-            fresh = path.with_suffix(".new")
-            fresh.write_text(secrets.token_hex(8))
-            fresh.replace(path)
-        text = path.read_text().strip()
-    except OSError as error:
-        raise errors.StorageError(f"{path}: {error.strerror}") from error
-    if not text.isalnum():
-        raise errors.StorageError(f"{path}: not what ddfs has written; delete it")
-    return text
-
-
 def _deployments(
     settings: Settings,
     templates: Templates,
@@ -261,14 +234,8 @@ def _deployments(
         _Hypervisor(Machines(libvirt)),
         settings.state_dir / "deploying",
         pool_is_active=pool_is_active,
-        most_bytes=lambda: _most_bytes(storage.room()),
+        most_bytes=lambda: most_bytes(storage.room()),
     )
-
-
-def _most_bytes(room: Room) -> int:
-    """What could be had at most, if everything that is stored could go."""
-    by_file_system = room.free + room.held - room.keep_free
-    return by_file_system if room.quota is None else min(room.quota, by_file_system)
 
 
 class _Hypervisor:
@@ -409,39 +376,6 @@ class _Inspector:
 
     def inspect_file(self, path: Path, claimed: ImageFormat) -> None:
         inspect.inspect_file(path, claimed=claimed)
-
-
-def _primary_paths(settings: Settings) -> dict[str, Path]:
-    """The directories of the primary storages, the default first."""
-    paths: dict[str, Path] = {}
-    for name, chosen in settings.primary.items():
-        path = _primary_path(name, chosen)
-        if path == settings.mountpoint or settings.mountpoint in path.parents:
-            raise errors.ConfigError(f"primary.{name}: {path} lies in the mountpoint itself")
-        for other, taken in paths.items():
-            if os.path.realpath(taken) == os.path.realpath(path):
-                raise errors.ConfigError(f"primary.{name}: {path} is primary.{other} already")
-        paths[name] = path
-    return paths
-
-
-def _primary_path(name: str, chosen: PrimarySettings) -> Path:
-    """A libvirt pool's is read from its XML file, so that libvirtd may be down."""
-    if chosen.pool is None:
-        assert chosen.path is not None
-        return chosen.path
-    target = PoolTargets().pool_target(chosen.pool)
-    if target is None:
-        raise errors.ConfigError(
-            f"primary.{name}.pool: libvirt has no pool {chosen.pool!r} with a directory; "
-            "virsh pool-list --all shows those there are"
-        )
-    if Path("/dev") in (Path(target), *Path(target).parents):
-        raise errors.ConfigError(
-            f"primary.{name}.pool: {chosen.pool!r} holds devices and no files; give a pool of type "
-            "dir, fs or netfs"
-        )
-    return Path(target)
 
 
 @contextmanager

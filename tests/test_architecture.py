@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         "clone", "deploy", "image", "keeping",
     },
     "primary": {"errors", "model"},
+    "storages": {"errors", "model", "config", "image", "primary"},
     "catalogue": {"errors", "names", "model", "declaration", "versions"},
     "virt": {"errors", "model"},
     "notify": set(),
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "daemon": {
         "errors", "model", "config", "fetch", "image", "spool", "templates", "gate", "fuse",
-        "limits", "keeping", "clone", "deploy", "changes",
+        "limits", "keeping", "clone", "deploy", "changes", "storages",
         "control", "primary", "catalogue", "virt", "notify",
     },
 }  # fmt: skip

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from ddfs import config, daemon, errors
+from ddfs import config, errors, storages
 from ddfs.image.domain import PoolTargets
 
 
 @pytest.fixture
 def pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where libvirt's pools are described."""
-    monkeypatch.setattr(daemon, "PoolTargets", lambda: PoolTargets([str(tmp_path)]))
+    monkeypatch.setattr(storages, "PoolTargets", lambda: PoolTargets([str(tmp_path)]))
     return tmp_path
 
 
@@ -22,7 +22,7 @@ def describe(pools: Path, name: str, kind: str, target: str) -> None:
 
 
 def paths_of(**primary: dict[str, str]) -> dict[str, Path]:
-    return daemon._primary_paths(config.parse({"mountpoint": "/m", "primary": primary}))
+    return storages.paths_of(config.parse({"mountpoint": "/m", "primary": primary}))
 
 
 def test_pools_and_paths_in_their_order(pools: Path) -> None:
@@ -46,3 +46,24 @@ def test_what_cannot_be_one_is_named(
     describe(pools, "vg", "logical", "/dev/vg")
     with pytest.raises(errors.ConfigError, match=word):
         paths_of(**primary)
+
+
+def test_a_file_system_that_two_storages_are_on_is_counted_once(tmp_path: Path) -> None:
+    for name in ("a", "b", "state"):
+        (tmp_path / name).mkdir()
+    settings = config.parse(
+        {
+            "state_dir": str(tmp_path / "state"),
+            "primary": {name: {"path": str(tmp_path / name)} for name in ("a", "b")},
+        }
+    )
+    both = storages.storages_of(settings)
+    for storage in both:
+        storage.prepare()
+    try:
+        total, free = storages.figures_of(both)
+        assert total == both[0].figures()[0] == both[1].figures()[0]
+        assert 0 < free <= total
+    finally:
+        for storage in both:
+            storage.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -9,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ddfs import errors
 from ddfs.model import SpoolState
 from ddfs.templates import Templates
 from ddfs.versions import SourceState, Verdict
@@ -34,21 +36,29 @@ class MountFigures(Protocol):
         """What keeps it from its full speed."""
 
 
-class HostMetrics:
-    """The metrics of one host, counted when they are asked for.
+class PrimaryFigures(Protocol):
+    """A primary storage, as far as it is measured."""
 
-    ``measure`` gives total and free bytes of primary storage.
-    """
+    @property
+    def name(self) -> str:
+        """What the settings call it."""
+
+    def figures(self) -> tuple[int, int]:
+        """Total and free bytes."""
+
+
+class HostMetrics:
+    """The metrics of one host, counted when they are asked for."""
 
     def __init__(
         self,
         templates: Templates,
         mount: MountFigures,
-        measure: Callable[[], tuple[int, int]],
+        primaries: Sequence[PrimaryFigures],
         source_state: Callable[[str], SourceState] = lambda _: SourceState(),
     ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_HostCollector(templates, mount, measure))
+        self._registry.register(_HostCollector(templates, mount, primaries))
         self._registry.register(_SourceCollector(templates, source_state))
 
     def text(self) -> bytes:
@@ -61,11 +71,11 @@ class _HostCollector(Collector):
         self,
         templates: Templates,
         mount: MountFigures,
-        measure: Callable[[], tuple[int, int]],
+        primaries: Sequence[PrimaryFigures],
     ) -> None:
         self._templates = templates
         self._mount = mount
-        self._measure = measure
+        self._primaries = primaries
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: names are known once collected, and collecting needs a started host."""
@@ -76,9 +86,23 @@ class _HostCollector(Collector):
         yield from self._template_families()
         yield from self._mirror_families()
         yield from self._mount_families()
-        total, free = self._measure()
-        yield GaugeMetricFamily("ddfs_primary_bytes", "Size of primary storage", value=total)
-        yield GaugeMetricFamily("ddfs_primary_free_bytes", "Room in primary storage", value=free)
+        yield from self._primary_families()
+
+    def _primary_families(self) -> Iterator[Metric]:
+        size = GaugeMetricFamily(
+            "ddfs_primary_bytes", "Size of primary storage", labels=["primary"]
+        )
+        room = GaugeMetricFamily(
+            "ddfs_primary_free_bytes", "Room in primary storage", labels=["primary"]
+        )
+        for primary in self._primaries:
+            # One that does not answer takes no figure away from the others.
+            with contextlib.suppress(errors.DdfsError):
+                total, free = primary.figures()
+                size.add_metric([primary.name], total)
+                room.add_metric([primary.name], free)
+        yield size
+        yield room
 
     def _template_families(self) -> Iterator[Metric]:
         templates = self._templates.all()

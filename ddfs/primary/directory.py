@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
-import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Final
 
 from ddfs import errors
 from ddfs.model import ByteRange, MiB, PublishedFile
-from ddfs.primary import kernel, mend, publish
+from ddfs.primary import kernel, mend, preparation, publish
 from ddfs.primary.room import Ledger, Room
 from ddfs.primary.stems import content_of, stem_of
 
@@ -30,7 +28,6 @@ _UNPACKED_SUFFIX: Final = ".unpacked"
 _UNPACKED_PARTIAL_SUFFIX: Final = _UNPACKED_SUFFIX + _PARTIAL_SUFFIX
 _JOURNAL_SUFFIX: Final = ".journal"
 _LOCK_NAME: Final = "lock"
-_PROBE_PREFIX: Final = ".ddfs-probe-"
 
 # Each costs a look at all its bytes.
 MAX_ALIKE: Final = 4
@@ -79,6 +76,11 @@ class DirectoryStorage:
             raise RuntimeError("prepare() comes first")
         return self._partial_dir
 
+    @property
+    def device(self) -> int:
+        """The number of the device that its files are on; found by ``prepare``."""
+        return self._device
+
     def prepare(self) -> None:
         """Check the directory, find the place for partial files, lock it.
 
@@ -90,10 +92,12 @@ class DirectoryStorage:
         """
         if self._lock_fd >= 0:
             raise RuntimeError("prepare() once")
-        self._check()
+        preparation.check(self.path, self.name)
         self._partial_dir = self._find_partial_dir()
-        self._lock_fd = self._lock(self._partial_dir / _LOCK_NAME)
-        self._sweep_probes()
+        with self._translated("cannot lock"):
+            self._lock_fd = preparation.lock(self._partial_dir / _LOCK_NAME, self.path)
+        with self._translated("cannot be read"):
+            preparation.sweep_probes(self.path)
         with self._translated("cannot finish mending a file"):
             mend.finish_all(self._partial_dir)
 
@@ -384,93 +388,10 @@ class DirectoryStorage:
                     taken += os.lstat(path).st_blocks * 512
         return taken
 
-    # Preparing
-
-    def _check(self) -> None:
-        setting = f"set another path in [primary.{self.name}]"
-        if not self.path.is_absolute():
-            raise errors.StorageError(f"{self.path}: not an absolute path; {setting}")
-        try:
-            status = os.stat(self.path)
-        except FileNotFoundError:
-            raise errors.StorageError(
-                f"{self.path} does not exist; make it, or {setting}"
-            ) from None
-        except OSError as error:
-            raise errors.StorageError(f"{self.path}: {error.strerror}; {setting}") from error
-        if not stat.S_ISDIR(status.st_mode):
-            raise errors.StorageError(f"{self.path} is no directory; {setting}")
-
     def _find_partial_dir(self) -> Path:
-        beside = self.path.parent / f".ddfs-{self.path.name}"
-        if self.path.name:
-            try:
-                self._try(beside)
-                return beside
-            except OSError as error:
-                log.debug("no partial files in %s: %s", beside, error.strerror)
         with self._translated("cannot be written to"):
-            self._try(self.path / ".ddfs")
-        return self.path / ".ddfs"
-
-    def _try(self, directory: Path) -> None:
-        """Make *directory* and move a file from it into the pool; leave nothing new on failure."""
-        try:
-            os.mkdir(directory, 0o700)
-            is_new = True
-        except FileExistsError:
-            is_new = False
-        try:
-            kernel.own(directory)
-            self._move_probe(directory)
-        except OSError:
-            if is_new:
-                os.rmdir(directory)
-            raise
-
-    def _move_probe(self, directory: Path) -> None:
-        name = f"{_PROBE_PREFIX}{os.getpid()}-{threading.get_ident()}"
-        source, target = directory / name, self.path / name
-        os.close(os.open(source, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        try:
-            kernel.move_no_replace(source, target)
-            # Of a file, not of the directory: overlayfs has different numbers for the two.
-            self._device = os.lstat(target).st_dev
-        finally:
-            for path in (source, target):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-
-    def _sweep_probes(self) -> None:
-        """Remove the empty files that a crash in the middle of ``prepare`` leaves."""
-        with self._translated("cannot be read"):
-            for entry in os.scandir(self.path):
-                if (
-                    entry.name.startswith(_PROBE_PREFIX)
-                    and entry.stat(follow_symlinks=False).st_size == 0
-                ):
-                    os.unlink(entry.path)
-
-    def _lock(self, path: Path) -> int:
-        with self._translated("cannot lock"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Only for people: a full disk must not keep the daemon from starting.
-                with contextlib.suppress(OSError):
-                    os.ftruncate(fd, 0)
-                    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-            except BlockingIOError:
-                owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
-                os.close(fd)
-                raise errors.AlreadyRunningError(
-                    f"{self.path}: another ddfs (process {owner}) uses this primary storage; "
-                    "stop it first"
-                ) from None
-            except OSError:
-                os.close(fd)
-                raise
-        return fd
+            directory, self._device = preparation.find_partial_dir(self.path)
+        return directory
 
     @contextlib.contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
