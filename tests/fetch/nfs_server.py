@@ -1,4 +1,8 @@
-"""A real NFS server in user space, on ports of its own: nfs-ganesha with its VFS backend."""
+"""Real NFS servers in user space: nfs-ganesha with its VFS backend.
+
+Version 4 is on a port of its own. Version 3 is found by the portmapper, on its well-known port:
+it is in a network of its own, where only what :meth:`Version3Server.run` runs can reach it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,17 @@ EXPORT {{ Export_Id = 1; Path = {export}; Pseudo = /export; Access_Type = None;
     CLIENT {{ Clients = 127.0.0.1; Access_Type = RO; }}
     Squash = None; SecType = sys; Protocols = 4; FSAL {{ Name = VFS; }} }}
 LOG {{ Default_Log_Level = EVENT; }}
+"""
+
+_VERSION_3: Final = (
+    _CONFIGURATION.replace("Protocols = 4", "Protocols = 3")
+    .replace("Enable_NLM", "mount_path_pseudo = true; Enable_NLM")
+    .replace("NFS_Port = {port}", "NFS_Port = 2049")
+)
+
+# The portmapper's socket and the server's notes would lie in /run.
+_START_VERSION_3: Final = """
+mount -t tmpfs none /run && ip link set lo up && rpcbind -w && exec "$@"
 """
 
 
@@ -76,6 +91,62 @@ def nfs_server(work: Path) -> Iterator[NfsServer]:
     finally:
         process.kill()
         process.wait()
+
+
+class Version3Server:
+    """``export`` is what ``nfs://127.0.0.1/export/`` serves to the commands that it runs."""
+
+    def __init__(self, export: Path, network: Path) -> None:
+        self.export = export
+        self._network = network
+
+    def run(self, *command: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["nsenter", f"--net={self._network}", *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@contextmanager
+def version_3_server(work: Path) -> Iterator[Version3Server]:
+    export = work / "export"
+    for path in (export, work / "recovery"):
+        path.mkdir()
+    configuration, log = work / "ganesha.conf", work / "log"
+    configuration.write_text(_VERSION_3.format(work=work, export=export))
+    apart = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    server = ("ganesha.nfsd", "-F", "-L", log, "-f", configuration, "-p", work / "pid")
+    process = subprocess.Popen(
+        [*apart, "sh", "-c", _START_VERSION_3, "sh", *server],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    running = Version3Server(export, Path(f"/proc/{process.pid}/ns/net"))
+    try:
+        _wait_for_version_3(running, process, log)
+        yield running
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_version_3(
+    server: Version3Server, process: subprocess.Popen[bytes], log: Path
+) -> None:
+    ours, theirs = Path("/proc/self/ns/net"), Path(f"/proc/{process.pid}/ns/net")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-2000:] if log.exists() else "no log"
+        # The mount daemon is the last that the portmapper hears of.
+        if ours.readlink() != theirs.readlink() and (
+            server.run("rpcinfo", "-t", "127.0.0.1", "mountd", "3").returncode == 0
+        ):
+            return
+        time.sleep(0.05)
+    raise AssertionError(log.read_text()[-2000:])
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,6 +1,8 @@
 """Fetching from a real NFS server."""
 
+import hashlib
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from ddfs.fetch.nfs import NfsAddress
 from ddfs.fetch.transport import Transport
 from ddfs.model import ByteRange, MiB
 from tests.fetch.fetch_target import fetch, manifest_of, random_bytes
-from tests.fetch.nfs_server import NfsServer, nfs_server, why_not
+from tests.fetch.nfs_server import NfsServer, nfs_server, version_3_server, why_not
 from tests.mirrorlab.mirrorlab import MirrorLab
 
 CONTENT = random_bytes(9 * MiB + 321)
@@ -113,6 +115,25 @@ async def test_a_server_that_falls_silent_holds_up_nobody(
                 done = await fetch(manifest_of(CONTENT, urls), tmp_path / "x", limit=20)
             assert done.content == CONTENT
         assert await transport.size_of(url) == len(CONTENT)
+
+
+@needs_server
+def test_a_server_that_speaks_version_3_alone() -> None:
+    # Not below /tmp, which may be a file system without file handles.
+    with (
+        tempfile.TemporaryDirectory(dir="/var/tmp", prefix="ddfs-nfs-") as work,
+        version_3_server(Path(work)) as server,
+    ):
+        (server.export / "an image.img").write_bytes(CONTENT)
+        ddfs = Path(sys.executable).with_name("ddfs")
+        checksum = ("--checksum", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+        copy = Path(work) / "copy"
+        url = "nfs://127.0.0.1/export/an%20image.img"
+        done = server.run(ddfs, "fetch", url, *checksum, "-o", copy)
+        assert done.returncode == 0, done.stderr
+        assert copy.read_bytes() == CONTENT
+        lost = server.run(ddfs, "fetch", f"{url}.xz", *checksum, "-o", copy.with_suffix(".2"))
+        assert (lost.returncode, "no such file" in lost.stderr) == (3, True)
 
 
 async def test_nobody_there_is_said_at_once() -> None:
