@@ -13,6 +13,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -46,9 +47,12 @@ class Bench:
     def truth(self) -> Material:
         return make(self.directory / "truth", SIZE, PIECE)
 
-    @cached_property
-    def lies(self) -> Path:
-        return make_lies(self.directory / "lies", self.truth)
+    def root(self, name: str) -> str:
+        """The directory that a mirror serves: the truth, or the lies of that name."""
+        if not name:
+            return str(self.truth.root)
+        root = self.directory / name
+        return str(root if root.is_dir() else make_lies(root, self.truth, LIES[name]))
 
     @cached_property
     def large(self) -> Material:
@@ -56,10 +60,7 @@ class Bench:
 
     def shaped(self, case: Case) -> Row:
         """One of the declared cases."""
-        roots = {LIES: str(self.lies) if case.has_liar else "", "": str(self.truth.root)}
-        mirrors = [
-            type(mirror)(**{**vars(mirror), "root": roots[mirror.root]}) for mirror in case.mirrors
-        ]
+        mirrors = [replace(mirror, root=self.root(mirror.root)) for mirror in case.mirrors]
         ours = "ddfs --json" if case.has_liar else "ddfs"
         clients = self.options.clients(ours, case.peers)
         with shaped(mirrors) as farm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bench_fetch_material import KIB, MIB
+from bench_fetch_material import DENSE_EVERY_BYTES, KIB, LIE_AT, LIE_EVERY_BYTES, MIB
 from shaped import Mirror
 
 SIZE: Final = 512 * MIB
@@ -20,8 +20,20 @@ RESETS_AFTER: Final = 8 * MIB
 
 PEERS: Final = ("aria2c", "aria2c -k1M", "wget2", "axel")
 
-# Stands for the root of the liar's files in a mirror of this module.
-LIES: Final = "lies"
+# Each mirror is first asked for so much; the single byte of a liar is in what it is asked for
+# first, for elsewhere another one may be asked and there is no lie; not where samples are taken.
+FIRST_RUN: Final = 64 * MIB
+SINGLE_AT: Final = 10 * MIB + LIE_AT
+
+# Stand for the roots of the liars' files in a mirror of this module: where each lies.
+LIES: Final = {
+    "lies": range(LIE_AT, SIZE, LIE_EVERY_BYTES),
+    "dense": range(LIE_AT, SIZE, DENSE_EVERY_BYTES),
+    **{
+        f"single-{at}": range(at * FIRST_RUN + SINGLE_AT, at * FIRST_RUN + SINGLE_AT + 1)
+        for at in range(4)
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -57,12 +69,12 @@ class Case:
 
     @property
     def has_liar(self) -> bool:
-        return self.bad is not None and self.bad.root == LIES
+        return self.bad is not None and self.bad.root in LIES
 
     @property
     def best(self) -> int:
         """The mirror for a client that takes only one: the fastest good one."""
-        rates = [0.0 if m.fault or m.root == LIES else m.rate for m in self.mirrors]
+        rates = [0.0 if m.fault or m.root in LIES else m.rate for m in self.mirrors]
         return rates.index(max(rates))
 
     @property
@@ -96,6 +108,26 @@ UNEQUAL: Final = _mirrors(40, 20, 10, 2)
 THREE: Final = _mirrors(30, 30, 30)
 COLLAPSING: Final = (replace(_mirrors(40)[0], then=(2.0, 0.1)), *_mirrors(20, 10))
 DRIP: Final = 10 / 1024
+
+
+def _liars(mirrors: int) -> tuple[Case, ...]:
+    """One of *mirrors* lies, at each place of the list, in every KiB or in a single byte."""
+    kinds = (("dense", "in every KiB"), ("single", "in one byte"))
+    return tuple(
+        Case(
+            f"{kind}-{at + 1}-of-{mirrors}",
+            f"number {at + 1} of {mirrors} at 30 MiB/s wrong {where}, whole-file hash only",
+            _mirrors(*[30] * (mirrors - 1)),
+            2.0,
+            _bad(root=f"single-{at}" if kind == "single" else kind),
+            at,
+            has_pieces=False,
+            peers=(),
+        )
+        for kind, where in kinds
+        for at in range(mirrors)
+    )
+
 
 CASES: Final = (
     Case("unequal", "40/20/10/2 MiB/s", UNEQUAL, 1.05),
@@ -135,14 +167,14 @@ CASES: Final = (
         1.08,
         _bad(fault="reset", fault_bytes=RESETS_AFTER),
     ),
-    Case("corrupt", "three at 30 MiB/s, one corrupt, with pieces", THREE, 1.05, _bad(root=LIES)),
+    Case("corrupt", "three at 30 MiB/s, one corrupt, with pieces", THREE, 1.05, _bad(root="lies")),
     *(
         Case(
             f"corrupt-whole-{at + 1}",
             f"three at 30 MiB/s, number {at + 1} of 4 corrupt, whole-file hash only",
             THREE,
             2.0,
-            _bad(root=LIES),
+            _bad(root="lies"),
             at,
             has_pieces=False,
             # Where the liar stands makes no difference to who cannot tell.
@@ -150,6 +182,9 @@ CASES: Final = (
         )
         for at in range(4)
     ),
+    *_liars(2),
+    *_liars(3),
+    *_liars(4),
     Case(
         "wrong-hash",
         "right pieces, wrong whole-file hash",

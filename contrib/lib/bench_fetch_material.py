@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ BLOCK_BYTES: Final = 64 * MIB
 
 # The liar's bytes: one is wrong in every second piece of 4 MiB.
 LIE_EVERY_BYTES: Final = 8 * MIB
+# Or in every KiB, so that no piece of it is right.
+DENSE_EVERY_BYTES: Final = KIB
 LIE_AT: Final = 77
 
 
@@ -72,16 +75,13 @@ def make_zeros(root: Path, size: int, piece_length: int) -> Material:
     return Material(root, size, "0" * 64, piece_length, (piece,) * (size // piece_length))
 
 
-def make_lies(root: Path, truth: Material) -> Path:
-    """A copy of *truth* with wrong bytes; the new root."""
+def make_lies(root: Path, truth: Material, places: range) -> Path:
+    """A copy of *truth* with the bytes at *places* wrong; the new root."""
     root.mkdir()
     shutil.copyfile(truth.path, root / NAME)
-    with (root / NAME).open("r+b") as file:
-        for at in range(LIE_AT, truth.size, LIE_EVERY_BYTES):
-            file.seek(at)
-            byte = file.read(1)[0]
-            file.seek(at)
-            file.write(bytes([byte ^ 0xFF]))
+    with (root / NAME).open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        for at in places:
+            content[at] ^= 0xFF
     return root
 
 

@@ -1,25 +1,26 @@
 """Which mirror lied, when the whole file is wrong and no piece hash says where. Pure.
 
-Every piece came with our own hash and the mirror that sent it. The bytes of a few pieces of
-each mirror are fetched again from another one. Where two mirrors differ a third decides;
-the loser is a suspect, and all that came from it is fetched elsewhere. If the samples all
-agree, everything is fetched a second time, and where that is the same again, a third time
-from those who were not asked yet.
+Every piece came with our own hash and the mirror that sent it. All is fetched a second time
+from another mirror, a few pieces of each first and then more at a time. Where two mirrors
+differ a third decides; the loser is a suspect, and what else came from it is fetched
+elsewhere at once, instead of the rest. If all agree, everything is fetched a third time from
+those who were not asked yet.
 
 A majority is a guess: two mirrors may have copied from the same broken place. Where there is
-none, or the file is wrong with its bytes, the file is taken from one mirror alone after the
-other. Only a whole-file hash that matches proves who lied.
+none, as between two mirrors, or the file is wrong with its bytes, the file is taken from one
+mirror alone after the other. Only a whole-file hash that matches proves who lied.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-# Pieces of each mirror that are compared first. A mirror with damage in every second piece
-# passes eight with a probability of 0.4 %.
-SAMPLES: Final = 8
+# Of each mirror so many pieces are fetched again at first, and then twice as many each time:
+# who lies everywhere is found at once, and who hardly lies in few requests.
+FIRST_PIECES: Final = 2
+MOST_PIECES: Final = 16
 
 # Mirrors that the file is taken from alone, one after the other: each may cost the whole file
 # once more, and where four are wrong, more likely the checksum is.
@@ -48,6 +49,10 @@ class Inquest:
         self._alone: list[int] = []
         # How often a mirror agreed with a file that was wrong, where others did not.
         self._doubts: Counter[int] = Counter()
+        # What is still to be fetched again, some of each mirror at a time, and what is now.
+        self._rounds: deque[list[int]] = deque()
+        self._awaited: set[int] = set()
+        self._round_size = 0
         self._stage = 0
 
     def plan(self, usable: Sequence[int]) -> Plan:
@@ -58,19 +63,20 @@ class Inquest:
         """
         if self._alone:
             return {} if self.has_news else self._take_alone(usable)
+        self._awaited.clear()
         trusted = [m for m in usable if m not in self.suspects]
         plan = self._from_suspects() if trusted else {}
-        if not plan and self._stage == 0:
-            self._stage = 1
-            plan = self._again(self._samples(trusted))
-        if not plan and self._undecided and not self.suspects:
+        # Two can only contradict each other.
+        is_undecided = bool(self._undecided) or (self._stage == 0 and len(usable) == 2)
+        if not plan and is_undecided and not self.suspects:
             return self._take_alone(usable)
         if plan or self.has_news:
             return plan
         # A majority of two was wrong: asking them once more says nothing.
-        if self._stage == 1 and not (self.suspects and len(trusted) <= 2):
+        if self._stage <= 1 and not (self.suspects and len(trusted) <= 2):
             self._stage = 2
-            plan = self._again(range(len(self.sources)))
+            self._rounds = self._in_rounds()
+            plan = self._next_round()
         if not plan and self.contradicting:
             return self._take_alone(usable)
         if not plan and self._stage == 2:
@@ -85,19 +91,28 @@ class Inquest:
         if digest != self.digests[piece]:
             self.has_news = True
         self.sources[piece], self.digests[piece] = mirror, digest
+        self._awaited.discard(piece)
         opinions[mirror] = digest
         if self._alone:
             return {}
         # What a suspect says counts neither for nor against anybody.
         others = {d for m, d in opinions.items() if m != mirror and m not in self.suspects}
+        suspects = len(self.suspects)
         if mirror not in self.suspects and digest in others:
             self._settle(piece, digest)
         elif mirror in self.suspects or others:
             silent = [m for m in usable if m not in opinions and m not in self.suspects]
             if silent:
+                self._awaited.add(piece)
                 return {piece: frozenset(opinions)}
             self._undecided.add(piece)
-        return {}
+        if len(self.suspects) > suspects:
+            self._rounds.clear()
+            plan = self._from_suspects() if set(usable) - self.suspects else {}
+            self._awaited |= plan.keys()
+            return plan
+        is_low = 2 * len(self._awaited) <= self._round_size
+        return {} if self._undecided or not is_low else self._next_round()
 
     def compared(self) -> None:
         """The whole file was compared and is still wrong."""
@@ -118,26 +133,31 @@ class Inquest:
             [
                 piece
                 for piece, source in enumerate(self.sources)
-                if source in self.suspects and piece not in self._settled
+                if source in self.suspects and piece not in self._awaited
             ]
         )
 
-    def _samples(self, usable: Sequence[int]) -> list[int]:
+    def _in_rounds(self) -> deque[list[int]]:
+        """All pieces that nothing is settled about, some of each mirror in each round."""
         by_source: dict[int, list[int]] = {}
         for piece, source in enumerate(self.sources):
-            by_source.setdefault(source, []).append(piece)
-        if len(usable) < 2:
-            return []  # nobody to compare with: all of it again
-        samples: set[int] = set()
-        for pieces in by_source.values():
-            # In a long list two neighbours are one request. An odd offset now and then, so
-            # that damage at a regular distance is not stepped over.
-            width = 2 if len(pieces) >= 2 * SAMPLES else 1
-            count = min(SAMPLES // width, len(pieces))
-            for k in range(count):
-                at = min(int(k * len(pieces) / count) + k % 2, len(pieces) - width)
-                samples.update(pieces[at : at + width])
-        return sorted(samples)
+            if piece not in self._settled:
+                by_source.setdefault(source, []).append(piece)
+        rounds: deque[list[int]] = deque()
+        at, count = 0, FIRST_PIECES
+        while some := [p for pieces in by_source.values() for p in pieces[at : at + count]]:
+            rounds.append(sorted(some))
+            at, count = at + count, min(2 * count, MOST_PIECES)
+        return rounds
+
+    def _next_round(self) -> Plan:
+        while self._rounds:
+            some = self._rounds.popleft()
+            if plan := self._again(p for p in some if p not in self._awaited):
+                self._awaited |= plan.keys()
+                self._round_size = len(plan)
+                return plan
+        return {}
 
     def _ask_the_silent(self, usable: Sequence[int]) -> Plan:
         known = {p: self._opinions.get(p, {m: b""}) for p, m in enumerate(self.sources)}
@@ -197,11 +217,26 @@ class Inquest:
         return sorted({m for _, opinions in self._disputes() for m in opinions} - {UNKNOWN})
 
     @property
+    def alone(self) -> int | None:
+        """The mirror that the whole file is taken from now."""
+        return self._alone[-1] if self._alone else None
+
+    def opinion(self, piece: int, mirror: int) -> bytes | None:
+        """What *mirror* sent as *piece*, if that is known."""
+        if mirror == self.sources[piece]:
+            return self.digests[piece]
+        return self._opinions.get(piece, {}).get(mirror)
+
+    def needed_later(self, pieces: Iterable[int]) -> list[int]:
+        """Those of *pieces* whose bytes are of a mirror that the file may yet be taken from."""
+        return [p for p in pieces if self.sources[p] not in (UNKNOWN, *self._alone)]
+
+    @property
     def is_certain(self) -> bool:
         """Whether it acts on a suspicion, and does not look for one any more."""
         return bool(self.suspects or self._alone)
 
-    def _again(self, pieces: Sequence[int]) -> Plan:
+    def _again(self, pieces: Iterable[int]) -> Plan:
         plan: Plan = {}
         for piece in pieces:
             if piece in self._settled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +47,11 @@ class Target(Protocol):
 
     async def forget(self, pieces: Sequence[int]) -> None:
         """Journal that *pieces* are not to be trusted. Same errors as :meth:`commit`."""
+        ...
+
+    def open_aside(self) -> IO[bytes]:
+        """A new file on the same file system, which is gone when it is closed. Blocks.
+
+        It need not be durable. Raises OSError.
+        """
         ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 import trio
@@ -28,10 +28,11 @@ from ddfs.fetch.events import (
     PieceVerified,
 )
 from ddfs.fetch.explain import explain
+from ddfs.fetch.figures import figures
 from ddfs.fetch.gate import PLACES, PLACES_WITH_PIECES, Gate
 from ddfs.fetch.identity import Identity
 from ddfs.fetch.lanes import MAX_LANES
-from ddfs.fetch.mirrors import MAX_JITTER, MirrorStanding, in_order
+from ddfs.fetch.mirrors import MAX_JITTER, in_order
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.runs import Action, Ask, Blame, Cancel, Extend, Recheck, Trim
 from ddfs.fetch.scheduler import Scheduler
@@ -117,7 +118,7 @@ class Transfer:
         self._routes = _routes([self._mirrors[owner] for owner in owners], manifest, grants)
         self._identities = [Identity() for _ in self._mirrors]
         states, room = self._scheduler.table.states, transport.hot_room
-        self._whole = WholeFile(manifest, target.fd, states, self, room)
+        self._whole = WholeFile(manifest, target, states, self, room)
         self._segments: dict[int, tuple[int, Segment]] = {}
         self._received = [0] * len(self._mirrors)
         self._arrivals: deque[tuple[int, int, bytes, bytearray | None]] = deque()
@@ -156,33 +157,9 @@ class Transfer:
 
     def statistics(self) -> TransferStatistics:
         """The figures of this moment. Cheap enough to be asked ten times a second."""
-        table, received = self._scheduler.table, list(self._received)
-        partial = 0
-        for mirror, segment in self._segments.values():
-            received[mirror] += segment.received
-            partial += segment.position % self._grid.piece_length
-        fresh = table.held_bytes - self._resumed
-        return TransferStatistics(
-            bytes_verified=table.held_bytes,
-            size=self._grid.size,
-            bytes_per_second=self._scheduler.rate,
-            seconds_left=self._scheduler.seconds_left(),
-            mirrors=tuple(map(self._describe, self._scheduler.mirrors, self._mirrors, received)),
-            refetched_bytes=max(0, sum(received) - fresh - partial),
-        )
-
-    def _describe(
-        self, standing: MirrorStanding, mirror: Mirror, received: int
-    ) -> MirrorStatistics:
-        is_busy = any(index == standing.index for index, _ in self._segments.values())
-        rate = self._scheduler.rate if self._scheduler.lanes is not None else standing.rate
-        return MirrorStatistics(
-            url=mirror.url,
-            bytes_received=received,
-            bytes_per_second=(rate or 0.0) if is_busy else 0.0,
-            state="busy" if is_busy and standing.out is None else standing.state(self._now),
-            last_error=standing.last_error,
-            rejected_pieces=standing.rejected,
+        segments = self._segments.values()
+        return figures(
+            self._scheduler, self._mirrors, segments, self._received, self._resumed, self._now
         )
 
     # -- the run --------------------------------------------------------------------
@@ -300,9 +277,7 @@ class Transfer:
 
     def _keep(self, piece: int, mirror: int, digest: bytes) -> None:
         """The piece is in the file: remember who sent it, and tell who waits."""
-        own = b"" if self._pieces is not None else digest
-        url = self._mirrors[mirror].url if mirror != UNKNOWN else ""
-        self._committer.add(PieceRecord(piece, url, own))
+        self.record(piece, mirror, b"" if self._pieces is not None else digest)
         if self._pieces is not None:
             self.observe(PieceVerified(piece))
         else:
@@ -465,11 +440,19 @@ class Transfer:
         await self._committer.forget(plan)
         self._refetch(plan)
 
-    async def start_over(self) -> None:
-        """Let the journal vouch for nothing: the next fetch begins with an empty file."""
-        pieces = range(self._grid.count)
+    async def forget(self, pieces: Collection[int]) -> None:
+        """Held pieces are about to be replaced: the journal vouches for them no more."""
         self._committer.drop(pieces)
         await self._committer.forget(pieces)
+
+    def record(self, piece: int, mirror: int, digest: bytes) -> None:
+        """*piece* is in the file as *mirror* sent it."""
+        url = self._mirrors[mirror].url if mirror != UNKNOWN else ""
+        self._committer.add(PieceRecord(piece, url, digest))
+
+    async def start_over(self) -> None:
+        """Let the journal vouch for nothing: the next fetch begins with an empty file."""
+        await self.forget(range(self._grid.count))
 
     def url(self, mirror: int) -> str:
         """The address of *mirror*."""

@@ -7,16 +7,18 @@ changed on disk, then, without piece hashes, what a liar sent (:mod:`blame`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, Protocol
 
 import trio
 
 from ddfs import errors
+from ddfs.fetch.aside import Aside
 from ddfs.fetch.blame import MAX_ALONE, UNKNOWN, Inquest, Plan
 from ddfs.fetch.events import WholeFileCompared
 from ddfs.fetch.hot import HotPieces, HotRoom
 from ddfs.fetch.pieces import HELD
+from ddfs.fetch.target import Target
 from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, hash_range
 from ddfs.model import Digest, HashAlgorithm, Manifest
 
@@ -39,6 +41,12 @@ class Fetching(Protocol):
     async def start_over(self) -> None:
         """Let the journal vouch for nothing: the next fetch begins with an empty file."""
 
+    async def forget(self, pieces: Collection[int]) -> None:
+        """Held pieces are about to be replaced: the journal vouches for them no more."""
+
+    def record(self, piece: int, mirror: int, digest: bytes) -> None:
+        """*piece* is in the file as *mirror* sent it."""
+
     def url(self, mirror: int) -> str:
         """The address of *mirror*."""
 
@@ -50,7 +58,7 @@ class Fetching(Protocol):
 
 
 class WholeFile:
-    """*states* are the live states of the pieces of the file behind *fd*.
+    """*states* are the live states of the pieces of the file behind *target*.
 
     ``front`` is the first piece that is not held, ``digests`` are those that decide,
     ``comparisons`` says how often they were compared, ``is_repairing`` whether they did not
@@ -60,7 +68,7 @@ class WholeFile:
     def __init__(
         self,
         manifest: Manifest,
-        fd: int,
+        target: Target,
         states: bytearray,
         fetching: Fetching,
         room: HotRoom,
@@ -72,7 +80,8 @@ class WholeFile:
         self._grid = manifest.grid
         self._pieces = manifest.pieces
         self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
-        self._fd = fd
+        self._fd = target.fd
+        self._aside = Aside(target, self._grid)
         self._states = states
         self._fetching = fetching
         # Who sent each piece and what arrived; without piece hashes that finds a liar.
@@ -93,7 +102,10 @@ class WholeFile:
         *digest* may be empty until ``is_repairing``: it is then made when it is needed.
         """
         if self.is_repairing:
-            return self._inquest.heard(piece, mirror, digest, self._fetching.usable())
+            plan = self._inquest.heard(piece, mirror, digest, self._fetching.usable())
+            if self._inquest.is_certain:
+                self._grown.set()
+            return plan
         self._inquest.sources[piece] = mirror
         self._inquest.digests[piece] = digest
         return {}
@@ -142,6 +154,8 @@ class WholeFile:
             if self._pieces is None:
                 await self._fetching.start_over()
             raise
+        finally:
+            self._aside.close()
 
     async def _gather(self) -> None:
         """Until all pieces are here; the hash follows the front meanwhile."""
@@ -220,11 +234,45 @@ class WholeFile:
                 place = self._grid.bytes_of(piece)
                 self._inquest.digests[piece] = await hash_range(self._fd, place, self._algorithm)
         while plan := self._inquest.plan(self._fetching.usable()):
-            await self._fetching.fetch_again(plan)
+            if plan := await self._exchange(plan):
+                await self._fetching.fetch_again(plan)
+                await self._until_suspicious()
             if self._inquest.is_certain:
                 # Most likely the last of it: hash it as it comes.
                 await self._gather()
-            else:
-                await self._fetching.wait_complete()
         if not self._inquest.has_news:
             raise self._error(wrong, "and fetching it again gives the same bytes")
+
+    async def _exchange(self, plan: Plan) -> Plan:
+        """Of what is wanted of one mirror, put back what it sent before; the rest of *plan*."""
+        alone = self._inquest.alone
+        if alone is None:
+            return plan
+        mine = {piece: self._inquest.opinion(piece, alone) for piece in plan}
+        kept = {p: digest for p, digest in mine.items() if digest and self._aside.has(p, digest)}
+        if kept:
+            await self._fetching.forget(kept)
+            await self._aside.put_back(kept)
+            self.reopened(kept)
+            self.advance()
+            for piece, digest in kept.items():
+                self._inquest.heard(piece, alone, digest, ())
+                self._fetching.record(piece, alone, digest)
+        rest = {piece: not_from for piece, not_from in plan.items() if piece not in kept}
+        needed = self._inquest.needed_later(rest)
+        await self._aside.keep({piece: self._inquest.digests[piece] for piece in needed})
+        return rest
+
+    async def _until_suspicious(self) -> None:
+        """Until somebody is suspected, or every piece is held and nothing writes any more."""
+
+        async def watch() -> None:
+            while not self._inquest.is_certain:
+                await self._grown.wait()
+                self._grown = trio.Event()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await self._fetching.wait_complete()
+            nursery.cancel_scope.cancel()

@@ -10,10 +10,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import trio
 
@@ -87,6 +88,10 @@ class PartialFile:
 
         async with self._appending:
             await trio.to_thread.run_sync(write, limiter=_disk_limiter)
+
+    def open_aside(self) -> IO[bytes]:
+        """A file beside it that has no name. Raises OSError."""
+        return tempfile.TemporaryFile(dir=self.path.parent, prefix=".ddfs-aside-", buffering=0)
 
     def discard_journal(self) -> None:
         """Forget the journal: the data has its name and its row."""

@@ -11,9 +11,11 @@ inode would mend only what starts later.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import trio
 
@@ -63,6 +65,10 @@ class Patch:
 
     async def forget(self, pieces: Sequence[int]) -> None:
         """Nothing."""
+
+    def open_aside(self) -> IO[bytes]:
+        """Another of its kind. Raises OSError."""
+        return tempfile.TemporaryFile(dir=self.path, prefix=".ddfs-aside-", buffering=0)
 
     def close(self) -> None:
         """It is gone."""

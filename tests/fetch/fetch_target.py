@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import trio
 
@@ -28,6 +30,7 @@ class FileTarget:
         self.journal = journal if journal is not None else {}
         self.commits: list[list[int]] = []
         self.error: Exception | None = None
+        self.opened_aside = 0
 
     def journaled(self) -> Sequence[PieceRecord]:
         return list(self.journal.values())
@@ -43,6 +46,10 @@ class FileTarget:
         await trio.lowlevel.checkpoint()
         for piece in pieces:
             self.journal.pop(piece, None)
+
+    def open_aside(self) -> IO[bytes]:
+        self.opened_aside += 1
+        return tempfile.TemporaryFile(dir=self.path.parent, buffering=0)
 
     def content(self) -> bytes:
         return self.path.read_bytes()

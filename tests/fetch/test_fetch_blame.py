@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddfs.fetch.blame import MAX_ALONE, UNKNOWN, Inquest
+from ddfs.fetch.blame import MAX_ALONE, MOST_PIECES, UNKNOWN, Inquest
 
 RIGHT = b"right"
 
@@ -72,12 +73,39 @@ def test_of_two_mirrors_one_is_right(sources, liar):
     assert comparisons <= 3
 
 
-def test_much_damage_is_found_by_a_sample():
-    sources = [piece % 4 for piece in range(400)]
-    inquest, comparisons, fetched = play(400, sources, {2: set(range(400))}, 4)
-    assert inquest.liars == [2]
+@pytest.mark.parametrize("liar", range(4))
+def test_who_lies_everywhere_is_found_at_once(liar):
+    sources = [piece // 8 % 4 for piece in range(400)]
+    inquest, comparisons, fetched = play(400, sources, {liar: set(range(400))}, 4)
+    assert inquest.liars == [liar]
     assert comparisons == 2
-    assert fetched < 100 + 100  # its share, and some samples
+    assert fetched < 100 + 50  # its share, and the first few of the others
+
+
+@pytest.mark.parametrize("place", [0, 17, 200, 399])
+def test_one_wrong_piece_costs_each_piece_once_more_at_most(place):
+    sources = [piece // 8 % 4 for piece in range(400)]
+    inquest, comparisons, fetched = play(400, sources, {sources[place]: {place}}, 4)
+    assert inquest.liars == [sources[place]]
+    assert comparisons == 2
+    # What the liar sends once it is suspected counts for nothing.
+    assert fetched <= 400 + 2 * MOST_PIECES
+
+
+def test_of_two_the_one_that_sent_most_is_looked_at_first():
+    """It is the faster one, which has the rest soonest."""
+    inquest = Inquest([0, 1, 1, 1], [b"a", b"b", b"c", b"d"])
+    assert inquest.plan([0, 1]) == {0: frozenset({0})}
+    assert inquest.alone == 1
+    assert inquest.opinion(1, 1) == b"b"
+    assert inquest.needed_later(range(4)) == [0]
+    inquest.heard(0, 1, b"x", [0, 1])
+    assert inquest.plan([0, 1]) == {}
+    inquest.compared()
+    assert set(inquest.plan([0, 1])) == {0, 1, 2, 3}
+    # It is known what it sent, though it is not there any more.
+    assert inquest.alone == 0
+    assert inquest.opinion(0, 0) == b"a"
 
 
 @settings(max_examples=300, deadline=None)
@@ -130,4 +158,4 @@ def test_the_same_bytes_again_bring_no_news():
 
 def test_a_piece_that_nobody_known_sent_is_asked_of_anybody():
     inquest = Inquest([UNKNOWN, 0], [b"a", b"b"])
-    assert inquest.plan([0, 1])[0] == frozenset()
+    assert inquest.plan([0, 1, 2])[0] == frozenset()
