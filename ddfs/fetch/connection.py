@@ -303,16 +303,17 @@ class Connection:
                 raise ConnectionAbortedByUsError from None
             raise
 
-    def wait_readable(self) -> None:
-        """Wait until something can be read, without a limit; :meth:`abort` ends it."""
-        self._wait(select.POLLIN)
+    def wait_readable(self, seconds: float = _POLL_SECONDS) -> bool:
+        """Wait until something can be read, a while; :meth:`abort` ends it. Whether it can."""
+        return self._wait(select.POLLIN, seconds)
 
-    def _wait(self, events: int) -> None:
+    def _wait(self, events: int, seconds: float = _POLL_SECONDS) -> bool:
         poll = select.poll()
         poll.register(self._sock, events)
-        poll.poll(_POLL_SECONDS * 1000)
+        ready = poll.poll(seconds * 1000)
         if self._aborted:
             raise ConnectionAbortedByUsError
+        return bool(ready)
 
 
 _CONTENT_RANGE: Final = re.compile(r"bytes +(\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.IGNORECASE)

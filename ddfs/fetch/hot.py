@@ -2,7 +2,8 @@
 
 Reading a piece back from the page cache takes 0.2 s of a core for each GiB, a quarter of
 what hashing it takes. Only pieces right behind the front of the file are kept, since the
-hash comes to those soon.
+hash comes to those soon. While it is hashing, whoever brings such a piece waits a moment for
+a buffer: going faster than the hash would only leave it more to read back.
 
 A buffer is in one place at a time: lent to a segment, on its way with the piece that it
 holds, kept, or free. Nothing here knows whether bytes are right: whoever calls :meth:`keep`
@@ -12,6 +13,9 @@ says that the file has the same.
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from ddfs.model import MiB
@@ -20,6 +24,12 @@ from ddfs.model import MiB
 HOT_BYTES: Final = 16 * MiB
 # For all fetches of a process; those that find no room read back from the page cache.
 HOT_BYTES_IN_ALL: Final = 64 * MiB
+
+# Who is no further ahead than so many times HOT_BYTES waits for the hash.
+_REACH: Final = 4
+# It waits no longer than its piece takes at this rate, which is far below any hash's: after
+# a resumption much is hashed that nobody brings, and the mirrors are not to stand still.
+_WAIT_BYTES_PER_SECOND: Final = 400 * MiB
 
 
 class HotRoom:
@@ -58,53 +68,85 @@ class HotPieces:
         self._made = 0
         self._free: list[bytearray] = []
         self._kept: dict[int, bytearray] = {}
-        self._lock = threading.Lock()
+        # Whether the hash is at work, and not waiting for the front itself.
+        self._is_followed = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """The hash goes on meanwhile, so that buffers come back."""
+        self._is_followed = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_followed = False
+                self._changed.notify_all()
 
     def lend(self, piece: int) -> bytearray | None:
-        """A buffer to receive *piece* into, if the hash comes to it soon."""
-        with self._lock:
-            if not 0 <= piece - self.front < self._limit:
-                return None
-            if self._free:
-                return self._free.pop()
-            if self._made < self._limit and self._room.take(self._piece_length):
-                self._made += 1
-                return bytearray(self._piece_length)
-            furthest = max(self._kept, default=piece)
-            return self._kept.pop(furthest) if furthest > piece else None
+        """A buffer to receive *piece* into, if the hash comes to it soon; in a thread.
+
+        May wait a moment, as long as the hash is at work.
+        """
+        deadline = time.monotonic() + self._piece_length / _WAIT_BYTES_PER_SECOND
+        with self._changed:
+            while (buffer := self._lend(piece)) is None:
+                is_soon = self._is_followed and 0 <= piece - self.front < _REACH * self._limit
+                left = deadline - time.monotonic()
+                if not is_soon or left <= 0:
+                    return None
+                self._changed.wait(left)
+            return buffer
+
+    def _lend(self, piece: int) -> bytearray | None:
+        if not 0 <= piece - self.front < self._limit:
+            return None
+        if self._free:
+            return self._free.pop()
+        if self._made < self._limit and self._room.take(self._piece_length):
+            self._made += 1
+            return bytearray(self._piece_length)
+        # The hash waits for the front: what is behind it has to be read back.
+        furthest = max(self._kept, default=piece)
+        if self._is_followed or furthest <= piece:
+            return None
+        return self._kept.pop(furthest)
 
     def keep(self, piece: int, buffer: bytearray) -> None:
         """*buffer* holds the bytes that *piece* has in the file."""
-        with self._lock:
+        with self._changed:
             self._drop(piece)
             self._kept[piece] = buffer
 
     def take(self, piece: int) -> bytearray | None:
         """The bytes of *piece*, if they are kept; to be given back."""
-        with self._lock:
+        with self._changed:
             # A piece that the hash entered before it was kept is read back, and left behind.
             for passed in [each for each in self._kept if each < piece]:
                 self._drop(passed)
             self.front = piece + 1
+            self._changed.notify_all()
             return self._kept.pop(piece, None)
 
     def give_back(self, buffer: bytearray) -> None:
         """*buffer* is of no more use."""
-        with self._lock:
+        with self._changed:
             self._free.append(buffer)
+            self._changed.notify_all()
 
     def forget(self, piece: int) -> None:
         """What *piece* has in the file is not right, or changes."""
-        with self._lock:
+        with self._changed:
             self._drop(piece)
 
     def close(self) -> None:
         """Give the room back; nothing is lent from now on."""
-        with self._lock:
+        with self._changed:
             self._room.give_back(self._made * self._piece_length)
             self._made = self._limit = 0
             self._free.clear()
             self._kept.clear()
+            self._changed.notify_all()
 
     def _drop(self, piece: int) -> None:
         if (old := self._kept.pop(piece, None)) is not None:

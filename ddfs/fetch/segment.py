@@ -45,6 +45,10 @@ _DRAIN_BYTES: Final = 256 * KiB
 # A connection that broke is continued on a new one if it brought this much.
 MIN_ATTEMPT_BYTES: Final = 256 * KiB
 _HANDSHAKE_SECONDS: Final = 10.0
+# A connection that brought so much without a pause is faster than this host, and its pause
+# is the host's: it keeps its place for a moment, or others would bring what is read back.
+_STRETCH_BYTES: Final = 1 * MiB
+_LINGER_SECONDS: Final = 0.002
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 # 408: the server gave up waiting for us; 425: too early.
@@ -112,6 +116,8 @@ class Segment:
         self.gate = Gate()
         self.is_urgent = False
         self._is_inside = False
+        # What came since it last waited for its mirror.
+        self._stretch = 0
         self._fd = fd
         self._grid = grid
         self._algorithm = algorithm
@@ -266,6 +272,7 @@ class Segment:
                     break
                 count += received
             if count:
+                self._stretch += count
                 self.feed(view[:count])
                 if is_paced:
                     self.pay(count)
@@ -274,6 +281,9 @@ class Segment:
                 return 0
             # Waiting claims nothing, so that a cut can take all of it.
             self._claim(0)
+            stretch, self._stretch = self._stretch, 0
+            if stretch >= _STRETCH_BYTES and connection.wait_readable(_LINGER_SECONDS):
+                continue
             self._leave()
             connection.wait_readable()
 

@@ -58,6 +58,10 @@ class FrontHasher:
         await trio.to_thread.run_sync(self._advance, end, limiter=_THREADS)
 
     def _advance(self, end: int) -> None:
+        with self._hot.followed():
+            self._hash_to(end)
+
+    def _hash_to(self, end: int) -> None:
         while self.position < end:
             piece = self.position // self._grid.piece_length
             place = self._grid.bytes_of(piece)

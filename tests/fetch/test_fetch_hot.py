@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 
 import pytest
 from fetch_target import fetch, manifest_of, random_bytes
 
+from ddfs.fetch import hot as hot_module
 from ddfs.fetch import verify
 from ddfs.fetch.hot import HOT_BYTES, HotPieces, HotRoom
 from ddfs.fetch.pieces import HELD
@@ -61,6 +64,31 @@ def test_what_the_hash_has_passed_otherwise_makes_room():
     hot.keep(1, buffer)
     assert hot.take(2) is None
     assert hot.lend(3) is buffer
+
+
+def test_who_is_faster_than_the_hash_waits_for_a_buffer(monkeypatch):
+    hot = HotPieces(LENGTH, HotRoom())
+    buffers = [hot.lend(piece) for piece in range(FIT)]
+    assert buffers[0] is not None
+    hot.keep(0, buffers[0])
+    timer = threading.Timer(0.01, lambda: hot.give_back(hot.take(0) or bytearray()))
+    with hot.followed():
+        assert hot.lend(FIT) is None, "it waits a moment only"
+        monkeypatch.setattr(hot_module, "_WAIT_BYTES_PER_SECOND", LENGTH / 10)
+        timer.start()
+        assert hot.lend(FIT) is buffers[0]
+    timer.join()
+
+
+def test_nobody_waits_for_a_hash_that_stands_or_is_far_away():
+    # A piece of which a wait would be noticed.
+    length = HOT_BYTES // 2
+    hot, several = HotPieces(length, HotRoom(0)), 20
+    began = time.monotonic()
+    assert [hot.lend(0) for _ in range(several)] == [None] * several
+    with hot.followed():
+        assert [hot.lend(100) for _ in range(several)] == [None] * several
+    assert time.monotonic() - began < several * length / hot_module._WAIT_BYTES_PER_SECOND / 2
 
 
 def test_several_fetches_share_the_room_and_give_it_back():
