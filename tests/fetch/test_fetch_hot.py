@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from fetch_target import fetch, manifest_of, random_bytes
+from fetch_target import fetch, file_target, manifest_of, random_bytes
 
 from ddfs.fetch import hot as hot_module
 from ddfs.fetch import verify
@@ -175,9 +175,9 @@ async def test_what_comes_in_order_is_not_read_back(tmp_path, monkeypatch, piece
 
 def test_no_piece_that_is_fetched_again_is_kept(tmp_path):
     content = random_bytes(4 * MiB)
-    with (tmp_path / "partial").open("w+b") as file:
+    with file_target(tmp_path / "partial") as target:
         states, manifest = bytearray([HELD] * 4), manifest_of(content, [])
-        whole = WholeFile(manifest, file.fileno(), states, None, HotRoom())
+        whole = WholeFile(manifest, target, states, None, HotRoom())
         for piece in range(3):
             buffer = whole.hot.lend(piece)
             assert buffer is not None
