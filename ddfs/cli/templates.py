@@ -21,7 +21,7 @@ from ddfs.cli.source_options import (
     SignatureOption,
     UnverifiedOption,
 )
-from ddfs.cli.text import format_image_size, format_seconds, format_size
+from ddfs.cli.text import format_image_size, format_seconds, format_size, one_line
 from ddfs.control.keeping_messages import Place
 from ddfs.control.messages import AddTemplate, TemplateStatus
 from ddfs.names import validate_template_name
@@ -298,6 +298,16 @@ def _print_status(session: Session, names: Sequence[str], as_json: bool) -> None
             f"{daemon.published} here, {daemon.fetching} on their way, {daemon.failed} failed"
         )
     output.print_table(_STATUS_HEADS, map(_status_row, found))
+    changed = [each for each in found if each.is_newest and _is_changed(each)]
+    if names:
+        for each in changed:
+            print(one_line(f"{each.name}: {each.source_message}"))
+    elif changed:
+        print(f"changed at their source, see ddfs template list: {len(changed)}")
+
+
+def _is_changed(status: TemplateStatus) -> bool:
+    return status.source_verdict == Verdict.CHANGED.value
 
 
 def _watch(session: Session, names: Sequence[str]) -> None:
@@ -343,7 +353,7 @@ def newer_version(status: TemplateStatus) -> str:
     """Where there is a newer version: here, or only at the source; a dash for nowhere."""
     if not status.is_newest:
         return "here"
-    return "at source" if status.source_verdict == Verdict.CHANGED.value else "-"
+    return "at source" if _is_changed(status) else "-"
 
 
 def _source_fields(status: TemplateStatus) -> list[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -133,6 +135,47 @@ def test_a_source_that_is_gone_is_no_change(host: Host, fast_site: Site) -> None
     assert (gone.returncode, "cannot be asked" in gone.stdout) == (3, True)
     assert host.template("leaving")["source_verdict"] == "cannot be asked"
     host.ddfs("prefetch", "leaving")
+
+
+def test_a_source_is_checked_by_itself(host: Host, fast_site: Site, directory: Path) -> None:
+    old = fast_site.publish("daily", size=2 * MIB, seed=1)
+    file = directory / "daily.toml"
+    file.write_text(
+        f'[template.daily]\nsource = "{old.source}"\ncheck_every = "1d"\n'
+        f'[template.weekly]\nsource = "{old.source}"\ncheck_every = "1w"\n'
+        f'[template.never]\nsource = "{old.source}"\n'
+    )
+    host.ddfs("template", "apply", file)
+    newer = publish_newer(fast_site, old, seed=2)
+
+    def two_days_pass() -> None:
+        host.stop()
+        with contextlib.closing(sqlite3.connect(host.state / "catalogue.db")) as catalogue:
+            catalogue.execute("UPDATE template SET added_at = added_at - 172800")
+            catalogue.execute("UPDATE family SET checked_at = checked_at - 172800")
+            catalogue.commit()
+        host.serve()
+
+    two_days_pass()
+    wait_until(lambda: host.template("daily")["source_verdict"] == "changed", "it is noticed")
+    assert [host.template(name)["source_verdict"] for name in ("weekly", "never")] == [None, None]
+    said = "template update daily"
+    assert said in host.ddfs("status", "daily").stdout
+    assert "list: 1\n" in host.ddfs("status").stdout
+    assert said in host.log.read_text()
+    (line,) = [
+        x for x in host.ddfs("template", "list").stdout.splitlines() if x.startswith("daily ")
+    ]
+    assert " at source" in line
+    host.ddfs("template", "update", "daily")
+    host.ddfs("prefetch", "daily")
+    assert host.published("daily@2").read_bytes() == newer.image.read_bytes()
+
+    # The next day the new version is compared.
+    before = time.time()
+    two_days_pass()
+    wait_until(lambda: host.template("daily")["checked_at"] > before, "it is asked again")
+    assert host.template("daily")["source_verdict"] == "unchanged"
 
 
 def test_a_catalogue_is_made_like_a_file_and_back(
