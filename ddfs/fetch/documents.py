@@ -18,6 +18,7 @@ from ddfs.fetch.access import PLAIN, Terms
 from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, in_one_line, redirected
 from ddfs.fetch.connection import parse_content_range
 from ddfs.fetch.dialing import network_of_peer, permitted_addresses
+from ddfs.fetch.encoding import IDENTITY, Body
 from ddfs.fetch.networks import Network
 from ddfs.fetch.trust import Trust
 from ddfs.model import ByteRange, KiB, MiB
@@ -111,42 +112,40 @@ class Documents:
         # What a document says is believed: it never comes unprotected from a protected place.
         terms = replace(terms, may_leave_tls=False)
         async with self._translated(url):
-            async with self.respond("GET", url, {}, terms) as reply:
+            async with self.respond("GET", url, IDENTITY, terms) as reply:
                 response = reply.response
                 _expect(response, url, 200)
-                data = bytearray()
-                async with body_of(response, response.aiter_bytes(_READ_BYTES)) as parts:
-                    async for part in parts:
-                        data += part
-                        if len(data) > max_bytes:
-                            raise errors.DocumentError(
-                                f"{url}: larger than the {max_bytes} bytes that it may have"
-                            )
                 headers = {name.lower(): value for name, value in response.headers.items()}
+                body = Body(url, headers.get("content-encoding", ""), max_bytes)
+                async with body_of(response, response.aiter_raw(_READ_BYTES)) as parts:
+                    async for part in parts:
+                        body.take(part)
                 return FetchedDocument(
-                    bytes(data), reply.address.url, headers.get("content-type"), headers
+                    body.whole(), reply.address.url, headers.get("content-type"), headers
                 )
 
     async def size_of(self, url: str, terms: Terms = PLAIN) -> int:
         """See :meth:`transport.Transport.size_of`."""
         look = await self.look_at(url, terms)
         if look.size is None:
+            encoding = look.answers[-1].headers.get("content-encoding", "")
+            if encoding not in ("", "identity"):
+                raise errors.MirrorError(url, f"sends {encoding[:40]!r}, not the plain file")
             raise errors.MirrorError(url, "does not say how large the file is")
         return look.size
 
     async def look_at(self, url: str, terms: Terms = PLAIN) -> Look:
         """See :meth:`transport.Transport.look_at`."""
-        plain = {"Accept-Encoding": "identity"}
         answers: list[Answer] = []
         async with self._translated(url):
-            async with self.respond("HEAD", url, plain, terms, answers) as reply:
+            async with self.respond("HEAD", url, IDENTITY, terms, answers) as reply:
                 response = reply.response
                 size = _stated_length(response) if response.status_code == 200 else None
                 if size is not None:
                     return Look(size, tuple(answers))
             # Some servers refuse HEAD, or have no length for it; a part names the total.
             answers.clear()
-            ranged = plain | {"Range": "bytes=0-0"}
+            ranged = IDENTITY | {"Range": "bytes=0-0"}
             async with self.respond("GET", url, ranged, terms, answers) as reply:
                 response = reply.response
                 if response.status_code == 206:
@@ -167,10 +166,7 @@ class Documents:
         """See :meth:`transport.Transport.read_range`."""
         if len(wanted) > MAX_SMALL_RANGE:
             raise ValueError(f"{len(wanted)} bytes are no small range")
-        headers = {
-            "Accept-Encoding": "identity",
-            "Range": f"bytes={wanted.start}-{wanted.end - 1}",
-        }
+        headers = IDENTITY | {"Range": f"bytes={wanted.start}-{wanted.end - 1}"}
         async with self._translated(url):
             async with self.respond("GET", url, headers, terms) as reply:
                 response = reply.response
@@ -190,7 +186,7 @@ class Documents:
     async def revisit(self, before: Validator, terms: Terms = PLAIN) -> Visit:
         """See :meth:`inquiry.Inquiry.revisit`."""
         url = before.url
-        headers = {"Accept-Encoding": "identity"}
+        headers = dict(IDENTITY)
         if before.etag:
             headers["If-None-Match"] = before.etag
         if before.last_modified:

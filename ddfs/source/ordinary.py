@@ -70,7 +70,12 @@ async def _look(url: str, documents: Documents) -> Look:
     else:
         if look.size is not None and 0 <= look.size <= MAX_SIZE:
             return look
-        failure = errors.MirrorError(url, "does not say how large the file is")
+        headers = look.answers[-1].headers if look.answers else {}
+        encoding = headers.get("content-encoding", "identity")
+        reason = "does not say how large the file is"
+        if encoding != "identity":
+            reason = f"sends {encoding[:40]!r}, not the plain file"
+        failure = errors.MirrorError(url, reason)
     raise errors.MirrorsExhaustedError(
         "the size is not known, and the only mirror did not say it", (failure,)
     )

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import gzip
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
 import pytest
 import trio
 from fetch_target import random_bytes
@@ -28,6 +34,61 @@ async def test_a_document_that_is_too_large_is_an_error_before_it_is_all_here():
         with pytest.raises(errors.DocumentError, match="larger"):
             await transport.read_document(url, max_bytes=64 * KiB)
         assert lab[url].bytes_sent < 16 * MiB
+
+
+def packed(data: bytes, times: int = 1) -> bytes:
+    for _ in range(times):
+        data = gzip.compress(data, mtime=0)
+    return data
+
+
+@asynccontextmanager
+async def answering(encoding: str, body: bytes) -> AsyncIterator[str]:
+    """The address of a server that has one answer, whoever asks for what."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            assert b"accept-encoding: identity" in (await stream.receive_some()).lower()
+            head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\n"
+            await stream.send_all(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/x.meta4"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "X-GZIP", "identity"])
+async def test_a_document_that_comes_packed_is_the_document(encoding):
+    body = CONTENT if encoding == "identity" else packed(CONTENT)
+    async with answering(encoding, body) as url, Transport() as transport:
+        document = await transport.read_document(url, max_bytes=len(CONTENT))
+    assert document.data == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "said"),
+    [
+        ("gzip, gzip", packed(bytes(64 * MiB), 2), "encoded"),
+        ("br", b"x", "encoded"),
+        ("gzip", packed(bytes(64 * MiB)), "larger than"),
+        ("gzip", packed(bytes(MiB + 1)), "larger than"),
+        ("gzip", packed(CONTENT[: MiB // 2])[:-1], "cut off"),
+        ("gzip", packed(b"a") + packed(b"b"), "more behind"),
+        ("gzip", CONTENT[:100], "broken gzip"),
+    ],
+)
+async def test_what_unpacks_to_too_much_or_to_nothing(encoding, body, said):
+    async with answering(encoding, body) as url, Transport() as transport:
+        tracemalloc.start()
+        try:
+            with pytest.raises(errors.SourceError, match=said) as caught:
+                await transport.read_document(url, max_bytes=MiB)
+            # Less than the bombs unpack to by far.
+            assert tracemalloc.get_traced_memory()[1] < 8 * MiB
+        finally:
+            tracemalloc.stop()
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

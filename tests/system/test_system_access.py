@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import os
 import socket
 import sqlite3
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 from lab.host import Host
+from lab.metalink import write_metalink
 from lab.mirrors import Mirror, free_port
-from lab.processes import Process
+from lab.processes import Process, wait_until
 
 MIB = 1024 * 1024
 SECRET = "geheim-7f3a"
@@ -27,7 +30,8 @@ pid {work}/nginx.pid;
 error_log {work}/error.log;
 events {{ worker_connections 512; }}
 http {{
-    log_format seen '$server_port $status $uri auth=[$http_authorization] key=[$http_x_key]';
+    log_format seen '$server_port $status $uri auth=[$http_authorization] key=[$http_x_key]'
+        ' encoding=[$sent_http_content_encoding] client=$ssl_client_verify';
     access_log {work}/access.log seen;
     client_body_temp_path {work}/client; proxy_temp_path {work}/proxy;
     fastcgi_temp_path {work}/fastcgi; uwsgi_temp_path {work}/uwsgi; scgi_temp_path {work}/scgi;
@@ -49,7 +53,10 @@ http {{
         if ($http_x_key != "{secret}") {{ return 403; }}
         limit_rate 8m;
     }}
-    server {{ listen 127.0.0.1:{plain}; gzip on; gzip_types *; gzip_min_length 1; }}
+    server {{
+        listen 127.0.0.1:{plain}; gzip on; gzip_types *; gzip_min_length 1;
+        location /packed/ {{ gzip_static always; }}
+    }}
 }}
 """
 
@@ -135,6 +142,8 @@ def test_templates_behind_logins(host: Host, servers: Servers) -> None:
     refused = host.ddfs("template", "add", "no", servers.url("login"), *trust, check=False)
     assert refused.returncode == 3
     assert "401" in refused.stderr
+    assert any(" 302 /moved/disk.img " in line for line in servers.lines("login"))
+    assert all(line.endswith(" client=SUCCESS") for line in servers.lines("mutual"))
     # A login is changed by saying it again.
     add("keyed", servers.url("keyed"), "--header", f"X-Key: {SECRET}", *trust[:2])
     token.unlink()
@@ -185,8 +194,53 @@ def test_fetch_with_credentials(host: Host, servers: Servers) -> None:
     said = fetch("c", servers.url("keyed"), "--header", f"Host: {SECRET}", check=False)
     assert "Host is set by ddfs" in said
     assert SECRET not in said
-    said = fetch("d", servers.url("mutual"), *trust, check=False)
-    assert said.count("\n") == 1
+    mutual = ("fetch", servers.url("mutual"), *trust, "-o", host.directory / "d")
+    refused = host.ddfs(*mutual, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
+    assert "400" in refused.stderr
+    key = ("--client-key", servers.work / "client.key")
+    host.ddfs(*mutual, "--client-cert", servers.work / "client.pem", *key)
+    assert (host.directory / "d").read_bytes() == servers.image
+
+
+def test_a_server_that_would_compress_is_not_asked_to(host: Host, servers: Servers) -> None:
+    digest = servers.checksum.partition(":")[2]
+    (servers.root / "SHA256SUMS").write_text(f"{digest}  disk.img\n" * 40)
+    image = servers.url("plain")
+    write_metalink(servers.root / "disk.meta4", servers.root / "disk.img", [image])
+    for name in ("disk.img", "SHA256SUMS", "disk.meta4"):
+        asked = urllib.request.Request(servers.url("plain", name))
+        asked.add_header("Accept-Encoding", "gzip")
+        with urllib.request.urlopen(asked) as answer:
+            assert answer.headers["Content-Encoding"] == "gzip"
+            answer.read()
+    # The log is written when an answer has ended.
+    wait_until(lambda: len(servers.lines("plain")) == 3, "all is logged")
+    sums = ("--checksum-url", servers.url("plain", "SHA256SUMS"))
+    for name, source in (("a", (image, *sums)), ("b", (servers.url("plain", "disk.meta4"),))):
+        host.ddfs("fetch", *source, "-o", host.directory / name)
+        assert (host.directory / name).read_bytes() == servers.image
+        host.ddfs("template", "add", name, *source)
+    host.ddfs("prefetch", "a", "b")
+    assert host.published("a").read_bytes() == servers.image
+    ours = servers.lines("plain")[3:]
+    assert len(ours) >= 8
+    assert all("encoding=[-]" in line for line in ours)
+
+    # One that compresses whoever asks for what: documents are unpacked, images refused.
+    packed = servers.root / "packed"
+    packed.mkdir()
+    for name in ("disk.img", "SHA256SUMS", "disk.meta4"):
+        (packed / f"{name}.gz").write_bytes(gzip.compress((servers.root / name).read_bytes(), 1))
+    sums = ("--checksum-url", servers.url("plain", "packed/SHA256SUMS"))
+    for number, source in enumerate(((image, *sums), (servers.url("plain", "packed/disk.meta4"),))):
+        copy = host.directory / f"unpacked{number}"
+        host.ddfs("fetch", *source, "-o", copy)
+        assert copy.read_bytes() == servers.image
+    source = (servers.url("plain", "packed/disk.img"), "--checksum", servers.checksum)
+    refused = host.ddfs("fetch", *source, "-o", host.directory / "c", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
+    assert "gzip" in refused.stderr
 
 
 def test_secrets_are_not_in_the_process_list(host: Host, servers: Servers) -> None:
