@@ -305,7 +305,7 @@ def _templates(
         on_removed=changes.removed,
     )
     versions = Versions(templates, catalogue.families, catalogue, ledger_limiter=ledger_limiter)
-    spool.explain = versions.explain
+    spool.explain, spool.judge = versions.explain, templates.signatures
     return templates, versions
 
 

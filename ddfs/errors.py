@@ -15,6 +15,7 @@
     │   ├── ImageError            the image is refused by the inspector
     │   ├── MirrorError           one mirror failed; carries its address
     │   ├── ChecksumError         the bytes are not what the manifest says
+    │   ├── SignatureError        no key that counts has signed the bytes
     │   └── MirrorsExhaustedError every mirror failed; carries all their errors
     ├── HostError                 this host cannot do it now
     │   ├── StorageFullError      no room on the primary storage
@@ -144,6 +145,10 @@ class MirrorError(SourceError):
 
 class ChecksumError(SourceError):
     """The bytes are not what the manifest says, wherever they were fetched."""
+
+
+class SignatureError(SourceError):
+    """The bytes are not signed as they have to be; fetching them again would not help."""
 
 
 class MirrorsExhaustedError(SourceError):

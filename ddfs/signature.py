@@ -1,4 +1,4 @@
-"""OpenPGP signatures of documents, checked by GnuPG's gpgv against a given keyring.
+"""OpenPGP signatures of documents and images, checked by GnuPG's gpgv against a given keyring.
 
 gpgv trusts every key of the keyring, and no other; it has no configuration, no agent and no
 network. It runs by argument list, under limits of time, memory and what it may write, in a
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import os
 import re
 import subprocess
@@ -33,11 +34,18 @@ MAX_SIGNATURE_BYTES: Final = 256 * KiB
 # gpgv takes 20 ms, and a second for 32 MiB of metalink on a slow host.
 _SECONDS: Final = 30.0
 _CPU_SECONDS: Final = 20
+
+# An image is hashed at some 500 MiB/s, as fast as its disk is; a text signature, which
+# nobody makes of an image, at a tenth. Slower than this no disk is that others read from.
+_SLOW_BYTES_PER_SECOND: Final = 10 * MiB
 _MEMORY_BYTES: Final = 512 * MiB
 
 _STATUS: Final = re.compile(r"\[GNUPG:\] ([A-Z_]+)(?: (.*))?")
 _KEY_BLOCK: Final = re.compile(
     rb"-----BEGIN PGP PUBLIC KEY BLOCK-----\r?\n(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL
+)
+_SIGNATURE_BLOCK: Final = re.compile(
+    rb"-----BEGIN PGP SIGNATURE-----\r?\n(.*?)-----END PGP SIGNATURE-----", re.DOTALL
 )
 
 # Statuses after which nothing of the document is believed, and what they mean.
@@ -67,7 +75,7 @@ async def check_detached(document: bytes, signature: bytes, keyring: str) -> str
     """
     if len(signature) > MAX_SIGNATURE_BYTES:
         raise errors.DocumentError(f"a signature of more than {MAX_SIGNATURE_BYTES} bytes")
-    verdict = await _run({"signature": signature, "document": document}, keyring, is_inline=False)
+    verdict = await _run({"signature": signature, "document": document}, keyring)
     return _signer(verdict, keyring)
 
 
@@ -83,7 +91,65 @@ async def signed_text(document: bytes, keyring: str) -> bytes:
     return verdict.text
 
 
-async def _run(files: dict[str, bytes], keyring: str, *, is_inline: bool) -> _Verdict:
+async def check_image(image: Path, armored: str, keyring: str) -> str:
+    """The fingerprint of the key in *keyring* (a path) that made the *armored* signature of
+    the file *image*, which is read once, from its start to its end.
+
+    *image* may be a name of an open descriptor in ``/proc/self/fd``. Cancelled, gpgv is ended.
+    Raises :class:`errors.SignatureError` when no key did, :class:`errors.RequestError` for a
+    keyring that is none, :class:`errors.StorageError` for an image that cannot be read, and
+    :class:`errors.HostError` where gpgv cannot run.
+    """
+    try:
+        opened = await trio.to_thread.run_sync(_open_image, image, limiter=_PREPARING)
+        with opened as file:
+            size = os.fstat(file.fileno()).st_size
+            made = {"signature": _binary_signature(armored)}
+            verdict = await _run(made, keyring, size=size, stdin=file.fileno())
+        return _signer(verdict, keyring)
+    except errors.DocumentError as error:
+        raise errors.SignatureError(str(error)) from None
+
+
+def _open_image(image: Path) -> io.FileIO:
+    try:
+        return open(image, "rb", buffering=0, opener=_open_regular)
+    except OSError as error:
+        raise errors.StorageError(f"{image}: {error.strerror or error}") from error
+
+
+async def refuse_hopeless(armored: str, keyring: str) -> None:
+    """Refuse a signature of an image that no bytes could make good, before any is fetched:
+    one by a key that is not in *keyring* (a path), or what is no signature.
+
+    Raises as :func:`check_detached` does.
+    """
+    verdict = await _run({"signature": _binary_signature(armored)}, keyring, size=0)
+    if "BADSIG" not in _kinds(verdict):
+        _signer(verdict, keyring)
+
+
+def _binary_signature(armored: str) -> bytes:
+    """The packets of all armored signatures in a text, which may be indented."""
+    try:
+        blocks = _SIGNATURE_BLOCK.findall(armored.encode())
+        made = b"".join(_unarmored(block) for block in blocks)
+    except binascii.Error:
+        made = b""
+    if not made:
+        raise errors.DocumentError("its signature is none: no armored OpenPGP signature is in it")
+    return made
+
+
+async def _run(
+    files: dict[str, bytes],
+    keyring: str,
+    *,
+    is_inline: bool = False,
+    size: int | None = None,
+    stdin: int = subprocess.DEVNULL,
+) -> _Verdict:
+    """What gpgv says of *files*; with a *size* the document is that many bytes of *stdin*."""
     with tempfile.TemporaryDirectory(prefix="ddfs-gpgv-") as name:
         folder = Path(name)
 
@@ -93,14 +159,17 @@ async def _run(files: dict[str, bytes], keyring: str, *, is_inline: bool) -> _Ve
                 (folder / file).write_bytes(data)
 
         await trio.to_thread.run_sync(prepare, limiter=_PREPARING)
-        size = len(files["document"])
-        arguments = ["prlimit", f"--cpu={_CPU_SECONDS}", f"--as={_MEMORY_BYTES}", "--core=0"]
-        arguments += [f"--fsize={size + KiB}", "gpgv", "--status-fd", "1", "--homedir", name]
+        extra = 0 if size is None else size // _SLOW_BYTES_PER_SECOND
+        written = len(files["document"]) if size is None else 0
+        arguments = ["prlimit", f"--cpu={_CPU_SECONDS + extra}", f"--as={_MEMORY_BYTES}"]
+        arguments += ["--core=0", f"--fsize={written + KiB}"]
+        arguments += ["gpgv", "--status-fd", "1", "--homedir", name]
         arguments += ["--weak-digest", "SHA1", "--keyring", str(folder / "keys")]
         if is_inline:
             arguments += ["--output", str(folder / "text")]
         arguments += ["--", *(str(folder / file) for file in files)]
-        done = await _finished(arguments)
+        arguments += [] if size is None else ["-"]
+        done = await _finished(arguments, _SECONDS + extra, stdin)
         text = folder / "text"
         return _Verdict(
             done.returncode,
@@ -110,12 +179,15 @@ async def _run(files: dict[str, bytes], keyring: str, *, is_inline: bool) -> _Ve
         )
 
 
-async def _finished(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
+async def _finished(
+    arguments: list[str], seconds: float, stdin: int
+) -> subprocess.CompletedProcess[bytes]:
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     try:
-        with trio.fail_after(_SECONDS):
+        with trio.fail_after(seconds):
             done = await trio.run_process(
                 arguments,
+                stdin=stdin,
                 capture_stdout=True,
                 capture_stderr=True,
                 check=False,
@@ -123,7 +195,7 @@ async def _finished(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
             )
     except trio.TooSlowError:
         raise errors.DocumentError(
-            f"its signature could not be checked within {_SECONDS:.0f} s"
+            f"its signature could not be checked within {seconds:.0f} s"
         ) from None
     except OSError as error:
         raise errors.HostError(
@@ -139,8 +211,7 @@ async def _finished(arguments: list[str]) -> subprocess.CompletedProcess[bytes]:
 
 def _signer(verdict: _Verdict, keyring: str) -> str:
     """The fingerprint of a good signature. Raises DocumentError when there is none."""
-    statuses = [match for line in verdict.status.split("\n") if (match := _STATUS.fullmatch(line))]
-    kinds = [match[1] for match in statuses]
+    statuses, kinds = _statuses(verdict), _kinds(verdict)
     for kind in kinds:
         if kind in _REFUSED:
             raise errors.DocumentError(_REFUSED[kind])
@@ -154,6 +225,15 @@ def _signer(verdict: _Verdict, keyring: str) -> str:
     said = verdict.said.strip().split("\n")[-1].removeprefix("gpgv: ")
     shown = "".join(c if c.isprintable() else "?" for c in said)[:120]
     raise errors.DocumentError(f"it has no good signature ({shown or 'gpgv says nothing'})")
+
+
+def _statuses(verdict: _Verdict) -> list[re.Match[str]]:
+    lines = verdict.status.split("\n")
+    return [match for line in lines if (match := _STATUS.fullmatch(line))]
+
+
+def _kinds(verdict: _Verdict) -> list[str]:
+    return [match[1] for match in _statuses(verdict)]
 
 
 def _binary_keys(keyring: str) -> bytes:

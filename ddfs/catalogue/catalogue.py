@@ -126,6 +126,7 @@ class Catalogue:
                 "virtual_size": virtual_size,
                 "added_at": added_at,
                 "head_is_verified": head_is_verified,
+                "signature": manifest.signature,
             }
             connection.execute(insert(schema.template).values(values))
             note_version(connection, name, seen)
@@ -179,8 +180,9 @@ class Catalogue:
             found = connection.execute(select(table.c.name, table.c.source, table.c.declaration))
             return {row.name: _declaration_of(row) for row in found}
 
-    def declare(self, name: str, declaration: Declaration) -> Template:
-        """Write down another declaration about *name*; the template as it is from now on.
+    def declare(self, name: str, declaration: Declaration, signature: str | None) -> Template:
+        """Write down another declaration about *name*, and the signature that its file has to
+        have; the template as it is from now on.
 
         Raises :class:`errors.UnknownTemplateError`.
         """
@@ -191,7 +193,7 @@ class Catalogue:
             connection.execute(
                 update_(table)
                 .where(table.c.name == name)
-                .values(source=declaration.source, declaration=plain)
+                .values(source=declaration.source, declaration=plain, signature=signature)
             )
             return self._template(connection, name)
 
@@ -419,7 +421,8 @@ _TEMPLATES: Final = select(
     schema.content.c.size,
     schema.content.c.size_is_stated,
     schema.content.c.packing,
-    schema.content.c.piece_length.is_not(None).label("has_pieces"),
+    schema.content.c.digests,
+    schema.content.c.piece_algorithm,
 ).join_from(schema.template, schema.content)
 
 

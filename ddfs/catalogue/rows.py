@@ -135,13 +135,28 @@ def template_of(row: Row[Any]) -> Template:
         virtual_size=virtual_size,
         source=row.source,
         added_at=row.added_at,
-        head_is_verified=row.head_is_verified,
+        head_is_verified=row.head_is_verified and row.signature is None,
         # As model.Manifest has it; a stored content always has a size.
-        is_readable_early=packing is None and row.has_pieces and row.size_is_stated,
+        is_readable_early=packing is None
+        and row.signature is None
+        and row.piece_algorithm is not None
+        and row.size_is_stated,
         packed_size=row.size if packing is not None else None,
         size_is_known=size_is_known,
         primary=json.loads(row.declaration).get("primary"),
+        signature=row.signature,
+        weak=_weak_of(row),
     )
+
+
+def _weak_of(row: Row[Any]) -> str | None:
+    """The kind of hash that decides, where that can be forged; None without any hash."""
+    digests = json.loads(row.digests)
+    # The strongest stands first.
+    kind = digests[0].partition(":")[0] if digests else row.piece_algorithm
+    if kind is None or HashAlgorithm(kind).is_strong:
+        return None
+    return str(kind) if digests else f"{kind} piece hashes"
 
 
 def reference_values(reference: SpoolReference) -> Values:

@@ -126,6 +126,8 @@ template = Table(
     # JSON: the plain form of a declaration.Declaration, secrets included; {} for a template
     # of before it was kept, which has its source alone.
     Column("declaration", Text, nullable=False, server_default="{}"),
+    # The armored OpenPGP signature that the file has to have; NULL where none was asked for.
+    Column("signature", Text),
     Index("ix_template_content_id", "content_id"),
     sqlite_autoincrement=True,
 )

@@ -13,7 +13,7 @@ import trio
 from ddfs import config, errors
 from ddfs.cli.destination import destination_of, refuse_taken
 from ddfs.cli.fetch_request import FetchRequest
-from ddfs.cli.resolving import resolve, transport_of
+from ddfs.cli.resolving import judge_of, resolve, transport_of
 from ddfs.fetch.events import FetchEvent, MirrorBlamed, MirrorFailed
 from ddfs.fetch.statistics import MirrorStatistics, TransferReport, TransferStatistics
 
@@ -81,6 +81,7 @@ async def _fetch(request: FetchRequest, headstart: Headstart | None) -> None:
                 seeds=[Path(seed) for seed in request.seeds],
                 grants=grants,
                 pinned=watch.note_pinned,
+                judge=judge_of(manifest, request.declaration(), settings),
             )
 
         watch.report(await watch.while_running(run))
@@ -88,7 +89,8 @@ async def _fetch(request: FetchRequest, headstart: Headstart | None) -> None:
 
 def _warn(manifest: Manifest) -> None:
     """Say on standard error how little a weak hash proves."""
-    if manifest.digest is not None and not manifest.digest.algorithm.is_strong:
+    is_weak = manifest.digest is not None and not manifest.digest.algorithm.is_strong
+    if manifest.digest is not None and is_weak and manifest.signature is None:
         kind = manifest.digest.algorithm.value
         from ddfs.cli.output import warn
 
@@ -188,14 +190,15 @@ class _Watch:
                 seconds=report.seconds,
                 bytes_resumed=report.bytes_resumed,
                 comparisons=report.comparisons,
-                unverified=self._manifest.is_unpinned,
+                unverified=self._manifest.is_unpinned and self._manifest.signature is None,
+                signed=self._manifest.signature is not None,
                 pinned=None if self._pinned is None else str(self._pinned),
                 **_statistics_fields(statistics),
             )
             return
         for line in report_lines(self._destination, self._manifest, report, self._blamed):
             print(line)
-        if self._pinned is not None:
+        if self._pinned is not None and self._manifest.signature is None:
             print(f"  It is {self._pinned}: next time say so with --checksum")
 
     def _emit(self, event: str, **fields: object) -> None:
@@ -215,6 +218,8 @@ def report_lines(
     took = f"{report.seconds:.1f} s" if report.seconds < 10 else format_seconds(report.seconds)
     proof = manifest.digest.algorithm.value if manifest.digest else "its piece hashes"
     verified = "not verified by anything" if manifest.is_unpinned else f"verified by {proof}"
+    if manifest.signature is not None:
+        verified = "its signature is good" if manifest.is_unpinned else f"{verified}, and signed"
     size = format_size(report.size)
     name = one_line(str(destination))
     lines = [f"{name}: {size} in {took} ({speed}/s), {verified}"]

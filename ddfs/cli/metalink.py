@@ -95,6 +95,7 @@ def _described(manifest: Manifest) -> dict[str, object]:
             "count": len(pieces),
         },
         "mirrors": list(manifest.mirrors),
+        "signature": manifest.signature,
         "notes": list(manifest.notes),
     }
 
@@ -109,6 +110,8 @@ def _print_manifest(manifest: Manifest) -> None:
         length = format_size(manifest.pieces.piece_length)
         algorithm = manifest.pieces.algorithm.value
         fields.append(("pieces", f"{len(manifest.pieces)} of {length}, {algorithm}"))
+    if manifest.signature is not None:
+        fields.append(("signature", "OpenPGP, of the file; judged when all of it is here"))
     fields += [("note", note) for note in manifest.notes]
     output.print_fields(fields)
     print()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from ddfs import source
+from ddfs import errors, source
 from ddfs.config import Settings
 from ddfs.declaration import Declaration
 from ddfs.fetch.access import Grants
@@ -28,6 +30,24 @@ async def resolve_once(declaration: Declaration, settings: Settings) -> Manifest
     async with transport_of(settings) as transport:
         manifest, _ = await resolve(transport, declaration, settings)
         return manifest
+
+
+def judge_of(
+    manifest: Manifest, declaration: Declaration, settings: Settings
+) -> Callable[[Path], Awaitable[None]] | None:
+    """What judges the complete file by the signature of *manifest*; None where it has none."""
+    signature = manifest.signature
+    if signature is None:
+        return None
+    keyring = declaration.keyring or settings.network.keyring
+
+    async def judge(image: Path) -> None:
+        try:
+            await source.judge_image(image, signature, keyring)
+        except errors.SignatureError as error:
+            raise errors.SignatureError(f"{manifest.name}: {error}") from None
+
+    return judge
 
 
 async def resolve(

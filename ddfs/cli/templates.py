@@ -116,9 +116,8 @@ def add(
     print(f"{status.path}: {_size(status)}, {status.state}")
     if status.unverified:
         output.warn("nothing verifies it: what the first fetch brings is what it is, for ever")
-    elif status.content_id.startswith(("md5:", "sha-1:")):
-        kind = status.content_id.partition(":")[0]
-        output.warn(f"only {kind} to verify it by, which can be forged")
+    elif status.weak is not None:
+        output.warn(f"only {status.weak} to verify it by, which can be forged")
 
 
 @group.command("list", epilog="Example: ddfs template list --json")
@@ -345,6 +344,8 @@ def _list_row(status: TemplateStatus) -> tuple[str, ...]:
     size = _size(status)
     state = f"{status.state}, pinned" if status.pinned else status.state
     state += ", unverified" if status.unverified else ""
+    state += ", signed" if status.signed else ""
+    state += f", only {status.weak}" if status.weak else ""
     newer = newer_version(status)
     return (status.name, status.format, size, virtual, state, newer, status.source)
 
@@ -386,6 +387,10 @@ def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
     ]
     if status.unverified:
         fields.append(("unverified", "nothing but its first fetch says what its bytes are"))
+    if status.signed:
+        fields.append(("signature", _signature_text(status)))
+    if status.weak is not None:
+        fields.append(("weak", f"only {status.weak} to verify it by, which can be forged"))
     if status.published_path is not None:
         fields.append(("published", status.published_path))
         fields.append(("on primary", ", ".join(status.primaries)))
@@ -395,6 +400,12 @@ def _fields(status: TemplateStatus) -> list[tuple[str, str]]:
     if status.retry_in is not None:
         fields.append(("tried again in", format_seconds(status.retry_in)))
     return fields
+
+
+def _signature_text(status: TemplateStatus) -> str:
+    if status.published_path is not None:
+        return "good, of the whole file"
+    return "of the file; judged when all is here, before anybody reads it"
 
 
 def _when(moment: float | None) -> str:

@@ -12,6 +12,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
+def named(name: str, text: str) -> str:
+    """*text* about *name*, which it may name already."""
+    return text if text.startswith(f"{name}: ") else f"{name}: {text}"
+
+
 def format_image_size(size: int, packed_size: int | None, size_is_known: bool) -> str:
     """The size of an image, or what is known of it while it is packed."""
     if size_is_known or packed_size is None:

@@ -11,7 +11,7 @@ import typer
 from ddfs import errors
 from ddfs.cli import output
 from ddfs.cli.session import JsonOption, Session, complete_template, session_of
-from ddfs.cli.text import format_size
+from ddfs.cli.text import format_size, named
 
 if TYPE_CHECKING:
     from ddfs.control.version_messages import Verification
@@ -95,5 +95,5 @@ def _error(one: Verification) -> errors.DdfsError:
     from ddfs.control.messages import Problem
     from ddfs.control.problems import error_of
 
-    text = f"{one.name}: {one.error}"
+    text = named(one.name, one.error or "")
     return error_of(Problem(one.error_kind or errors.StorageError.kind(), text))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from ddfs import errors
-from ddfs.cli.text import format_image_size, format_seconds
+from ddfs.cli.text import format_image_size, format_seconds, named
 from ddfs.control.messages import Problem, TemplateStatus
 from ddfs.control.problems import error_of
 from ddfs.model import SpoolState
@@ -63,7 +63,8 @@ def describe(status: TemplateStatus) -> str:
     text = f"{status.file_name}: {status.state}, {percent} % of {size} here"
     if status.seconds_left is not None:
         text += f", about {format_seconds(status.seconds_left)} left"
-    return f"{text}; {status.last_error}" if status.last_error else text
+    said = (status.last_error or "").removeprefix(f"{status.file_name}: ")
+    return f"{text}; {said}" if said else text
 
 
 def raise_if_missing(found: Sequence[TemplateStatus]) -> None:
@@ -82,7 +83,7 @@ def raise_if_missing(found: Sequence[TemplateStatus]) -> None:
 
 
 def _reason(status: TemplateStatus) -> str:
-    reason = f"{status.file_name}: {status.last_error or 'the fetch failed'}"
+    reason = named(status.file_name, status.last_error or "the fetch failed")
     if status.retry_in is None:
         return reason
     return f"{reason} (tried again in {format_seconds(status.retry_in)})"

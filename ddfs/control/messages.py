@@ -91,6 +91,10 @@ class TemplateStatus:
     size_is_known: bool = True
     # The primary storages on which it is published, the one of published_path first.
     primaries: tuple[str, ...] = ()
+    # A signature of the image has to hold before it is published; with which kind of hash it
+    # is verified, where that can be forged.
+    signed: bool = False
+    weak: str | None = None
 
     @property
     def exact_name(self) -> str:

@@ -39,6 +39,7 @@ class FileDraft:
     urls: list[UrlDraft] = field(default_factory=list)
     metafiles: int = 0
     metalinks: int = 0
+    signatures: list[str] = field(default_factory=list)
 
     def add_url(self, url: UrlDraft) -> None:
         """Another address, within the cap."""
@@ -64,6 +65,14 @@ class FileDraft:
             )
         self.pieces.append(hashes.PiecesDraft(kind, length))
 
+    def add_signature(self, text: str) -> None:
+        """Another OpenPGP signature of the file, within the cap."""
+        if len(self.signatures) >= limits.MAX_SIGNATURES_PER_FILE:
+            raise errors.DocumentError(
+                f"more than {limits.MAX_SIGNATURES_PER_FILE} signatures for one file"
+            )
+        self.signatures.append(text.strip(mirrors.XML_BLANKS))
+
     def finish(self, location: str | None) -> Manifest:
         """The manifest, or :class:`errors.DocumentError` with why the file is refused."""
         if self.name is None:
@@ -77,7 +86,12 @@ class FileDraft:
             found = self._mirrors(location, notes)
         except errors.DocumentError as error:
             raise errors.DocumentError(f"{shown(name)}: {error}") from None
-        return Manifest(name, size, digests, pieces, found, size is not None, tuple(notes))
+        # All of them, as it comes: who has keys decides what they are worth.
+        signature = "\n".join(text for text in self.signatures if text) or None
+        is_stated = size is not None
+        return Manifest(
+            name, size, digests, pieces, found, is_stated, tuple(notes), signature=signature
+        )
 
     def _size(self, notes: list[str]) -> int | None:
         """The one size; what is no number counts as not stated."""

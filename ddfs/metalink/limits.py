@@ -51,6 +51,9 @@ MAX_URLS_PER_FILE: Final = 4_000
 MAX_HASHES_PER_FILE: Final = 64
 MAX_PIECE_MAPS_PER_FILE: Final = 16
 
+# RFC 5854 section 4.2.13 allows one.
+MAX_SIGNATURES_PER_FILE: Final = 16
+
 # A file name, whole and by component (NAME_MAX of Linux), and how many folders deep.
 MAX_NAME_BYTES: Final = 1024
 MAX_NAME_COMPONENT_BYTES: Final = 255

@@ -27,6 +27,7 @@ class Version3:
             "files/file/size",
             "files/file/verification",
             "files/file/verification/hash",
+            "files/file/verification/signature",
             "files/file/verification/pieces",
             "files/file/verification/pieces/hash",
             "files/file/resources",
@@ -62,6 +63,9 @@ class Version3:
             self.files[-1].pieces[-1].add(text, attributes.get("piece"))
         elif path == "files/file/verification/hash":
             self.files[-1].add_hash(attributes.get("type", ""), text)
+        elif path == "files/file/verification/signature":
+            if attributes.get("type", "").strip().lower() == "pgp":
+                self.files[-1].add_signature(text)
         elif path == "files/file/size":
             self.files[-1].sizes.append(text)
         elif path == "files/file/resources/url":

@@ -13,6 +13,9 @@ NAMESPACE: Final = "urn:ietf:params:xml:ns:metalink"
 
 _METALINK_TYPES: Final = frozenset({"application/metalink4+xml", "application/metalink+xml"})
 
+# RFC 3156 section 7; the only kind that RFC 5854 section 4.2.13 names.
+_OPENPGP: Final = "application/pgp-signature"
+
 
 class Version4:
     """The grammar. ``files`` and ``dynamic_origin`` are what was found."""
@@ -23,6 +26,7 @@ class Version4:
             "file",
             "file/size",
             "file/hash",
+            "file/signature",
             "file/pieces",
             "file/pieces/hash",
             "file/url",
@@ -62,6 +66,9 @@ class Version4:
             )
         elif path == "file/hash":
             self.files[-1].add_hash(attributes.get("type", ""), text)
+        elif path == "file/signature":
+            if attributes.get("mediatype", "").strip().lower() == _OPENPGP:
+                self.files[-1].add_signature(text)
         elif path == "file/size":
             self.files[-1].sizes.append(text)
         elif path == "file/metaurl":

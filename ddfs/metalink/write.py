@@ -59,6 +59,9 @@ def make(manifest: Manifest, *, origin: str | None = None) -> str:
     ]
     if manifest.pieces is not None and len(manifest.pieces):
         lines += _pieces(manifest.pieces)
+    if manifest.signature is not None:
+        opening = '<signature mediatype="application/pgp-signature">'
+        lines.append(f"    {opening}{escape(manifest.signature)}</signature>")
     lines += [_url(mirror) for mirror in manifest.mirrors]
     lines += ["  </file>", "</metalink>", ""]
     return "\n".join(lines)

@@ -206,6 +206,8 @@ class Manifest:
     the packed file, which is what mirrors have and what is fetched. ``unverified_id`` is
     there where nothing said what the bytes must be when the source was registered: it names
     the content then, and ``digests`` stay empty until the first fetch has pinned them.
+    ``signature`` is the armored OpenPGP signature of the file that a key of the operator's
+    has to have made: until it was judged over all of the file, nothing else here counts.
     """
 
     name: str
@@ -217,6 +219,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     packing: Packing | None = None
     unverified_id: str | None = None
+    signature: str | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and not 0 <= self.size <= MAX_SIZE:
@@ -291,9 +294,10 @@ class Manifest:
         """Whether a reader may have verified pieces before the whole file is here.
 
         It takes piece hashes, and a size that the document states: a mirror's word on the
-        size would otherwise decide what the file is. Never while it is packed.
+        size would otherwise decide what the file is. Never while it is packed, nor where a
+        signature decides, which is of the whole file.
         """
-        if self.packing is not None:
+        if self.packing is not None or self.signature is not None:
             return False
         return self.pieces is not None and self.size_is_stated and self.size is not None
 
@@ -362,6 +366,8 @@ class Template:
     ``packed_size`` that of the packed file, where it is fetched packed. Where that does not
     say to how much it unpacks, ``size`` is the packed one and not ``size_is_known``, until it
     was unpacked. ``primary`` is the primary storage that it shall be on, None for the default.
+    ``signature`` as in :class:`Manifest`; what is published under the name was judged by it.
+    ``weak`` is the kind of hash that verifies it, where that can be forged.
     """
 
     row: int
@@ -377,6 +383,8 @@ class Template:
     packed_size: int | None = None
     size_is_known: bool = True
     primary: str | None = None
+    signature: str | None = None
+    weak: str | None = None
 
     def __post_init__(self) -> None:
         family, number = split_version(self.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from functools import partial
+from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -13,7 +14,7 @@ import trio
 from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.metalink import mirrors
-from ddfs.model import Digest
+from ddfs.model import Digest, Manifest
 from ddfs.source.location import USABLE_SCHEMES, joined
 from ddfs.source.ports import Documents
 
@@ -55,7 +56,7 @@ async def checksum_digests(
     try:
         checksums.refuse_other_kinds(address)
         data, found_at = await read(address, documents, checksums.MAX_CHECKSUM_FILE_BYTES)
-        data = await signed(data, found_at, declaration, documents, keyring)
+        data = await must_be_signed(data, found_at, declaration, documents, keyring)
         file = None if is_archive(declaration.source) else declaration.file
         find = partial(checksums.digests_of, data, path, file=file)
         return await trio.to_thread.run_sync(find, limiter=_READING)
@@ -68,7 +69,7 @@ def is_archive(address: str) -> bool:
     return urlsplit(address).path.lower().endswith(".zip")
 
 
-async def signed(
+async def must_be_signed(
     document: bytes,
     address: str,
     declaration: Declaration,
@@ -77,23 +78,69 @@ async def signed(
 ) -> bytes:
     """What of *document*, found at *address*, a key in *keyring* has signed.
 
-    Without a keyring all of it, unchecked. The signature is the declared one; that of a
-    clear-signed document is in it; otherwise it is looked for beside the document. Raises
-    :class:`errors.DocumentError` for a document that is not signed so.
+    Without a keyring all of it, unchecked. Raises :class:`errors.DocumentError` for a
+    document that is not signed so.
     """
     if keyring is None:
         return document
+    found = await signed(document, address, declaration, documents, keyring)
+    if found is None:
+        raise unsigned()
+    return found
+
+
+async def signed(
+    document: bytes, address: str, declaration: Declaration, documents: Documents, keyring: str
+) -> bytes | None:
+    """What of *document* is signed, as in :func:`must_be_signed`; None where nothing claims to.
+
+    The signature is the declared one; that of a clear-signed document is in it; otherwise
+    it is looked for beside the document.
+    """
     from ddfs import signature  # brings subprocess: for those alone who have keys
     from ddfs.metalink import checksums
 
     if declaration.signature is None and checksums.is_clear_signed(document):
         return await signature.signed_text(document, keyring)
     made = await _signature(address, declaration.signature, documents)
+    if made is None:
+        return None
     await signature.check_detached(document, made, keyring)
     return document
 
 
-async def _signature(address: str, declared: str | None, documents: Documents) -> bytes:
+def unsigned() -> errors.DocumentError:
+    """Nothing that keys were given for is signed."""
+    return errors.DocumentError(
+        "it must be signed, since a keyring is given; no signature is in it or beside it "
+        f"({', '.join(SIGNATURE_SUFFIXES)}): name it with --signature URL"
+    )
+
+
+async def refuse_hopeless(manifest: Manifest, keyring: str) -> None:
+    """Refuse a signature of the image that no bytes could make good, before any is fetched.
+
+    Raises :class:`errors.DocumentError`, and as :mod:`ddfs.signature` does.
+    """
+    if manifest.signature is not None:
+        from ddfs import signature
+
+        await signature.refuse_hopeless(manifest.signature, keyring)
+
+
+async def judge_image(image: Path, armored: str, keyring: str | None) -> str:
+    """As :func:`ddfs.signature.check_image`; without keys it is not signed."""
+    if keyring is None:
+        raise errors.SignatureError(
+            "it has to be signed, and there are no keys any more: give them as keyring, of the "
+            "template or under [network] in the settings"
+        )
+    from ddfs import signature
+
+    return await signature.check_image(image, armored, keyring)
+
+
+async def _signature(address: str, declared: str | None, documents: Documents) -> bytes | None:
     from ddfs import signature
 
     limit = signature.MAX_SIGNATURE_BYTES
@@ -104,10 +151,7 @@ async def _signature(address: str, declared: str | None, documents: Documents) -
             return (await read(_beside(address, suffix), documents, limit))[0]
         except (errors.MirrorError, errors.RequestError):
             continue
-    raise errors.DocumentError(
-        "it must be signed, since a keyring is given; no signature is in it or beside it "
-        f"({', '.join(SIGNATURE_SUFFIXES)}): name it with --signature URL"
-    )
+    return None
 
 
 def _beside(address: str, suffix: str) -> str:

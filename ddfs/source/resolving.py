@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Final
 from urllib.parse import urlsplit
 
 from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.metalink import mirrors, names
-from ddfs.model import Digest, Grid, Manifest, unverified_id
+from ddfs.model import MAX_SIZE, Digest, Grid, Manifest, unverified_id
 from ddfs.source import checks
 from ddfs.source import documents as reading
 from ddfs.source.location import located, uri_of
 from ddfs.source.packing import with_packing
 from ddfs.source.ports import Documents
 from ddfs.source.sizes import agreed_size
+
+# How many mirrors are asked about a file that only its signature verifies.
+_MAX_MIRRORS_LOOKED_AT: Final = 8
 
 
 async def resolve(
@@ -44,12 +48,24 @@ async def resolve(
     :class:`errors.MirrorsExhaustedError` when no size can be had.
     """
     ring = checks.keyring_for(declaration, keyring)
+    image_ring = declaration.keyring or keyring
     declaration = await located(declaration)
     manifest = await _metalink(declaration, documents, location, ring)
+    if image_ring is None and manifest is not None:
+        manifest = dataclasses.replace(manifest, signature=None)
     if manifest is None:
         manifest = await _image(declaration, documents, location, ring)
     else:
         manifest = await _completed(manifest, declaration, documents, ring)
+    if image_ring is None:
+        manifest = dataclasses.replace(manifest, signature=None)
+    else:
+        try:
+            await checks.refuse_hopeless(manifest, image_ring)
+        except errors.DocumentError as error:
+            raise errors.DocumentError(
+                f"{declaration.source}: {names.shown(manifest.name)}: {error}"
+            ) from None
     return with_packing(manifest, declaration)
 
 
@@ -62,6 +78,8 @@ async def _completed(
     try:
         manifest = _with_digests(manifest, declaration.checksum, found)
         if manifest.digest is None and manifest.pieces is None:
+            if manifest.signature is not None:
+                return await _signed_alone(manifest, documents)
             raise errors.DocumentError(
                 f"{names.shown(manifest.name)} has no usable hash, so nothing could verify it; "
                 "give one with --checksum ALG:HEX or --checksum-url URL"
@@ -72,6 +90,38 @@ async def _completed(
     except errors.DocumentError as error:
         raise errors.DocumentError(f"{address}: {error}") from None
     return _with_weakness_noted(manifest)
+
+
+async def _signed_alone(manifest: Manifest, documents: Documents) -> Manifest:
+    """*manifest*, which has a signature and no hash, bound to one state of one mirror's file.
+
+    The first one that answers and has the size: bytes of several could be put together
+    without anybody being to blame when the signature does not hold.
+    """
+    failures = []
+    for mirror in manifest.mirrors[:_MAX_MIRRORS_LOOKED_AT]:
+        try:
+            look = await documents.look_at(mirror.url)
+        except errors.MirrorError as error:
+            failures.append(error)
+            continue
+        if look.size is None or not 0 <= look.size <= MAX_SIZE:
+            failures.append(errors.MirrorError(mirror.url, "does not say how large the file is"))
+        elif manifest.size not in (None, look.size):
+            failures.append(errors.MirrorError(mirror.url, f"says {look.size} bytes"))
+        else:
+            note = "only a signature to verify it by: a reader waits for the whole file"
+            return dataclasses.replace(
+                manifest,
+                size=look.size,
+                size_is_stated=False,
+                mirrors=(mirror,),
+                unverified_id=unverified_id(mirror.url, look.size, look.validator),
+                notes=(*manifest.notes, note),
+            )
+    raise errors.MirrorsExhaustedError(
+        f"{names.shown(manifest.name)}: no mirror has the file", tuple(failures)
+    )
 
 
 async def _metalink(
@@ -89,16 +139,27 @@ async def _metalink(
         if found is None:
             return None
         data, found_at = found.data, found.url
-    if declaration.checksum_url is None:
+    signed: bytes | None = None
+    if ring is not None and declaration.checksum_url is None:
         try:
-            data = await checks.signed(data, found_at or address, declaration, documents, ring)
+            signed = await checks.signed(data, found_at or address, declaration, documents, ring)
         except errors.DocumentError as error:
             raise errors.DocumentError(f"{address}: {error}") from None
+        data = data if signed is None else signed
     manifest = await reading.parsed_metalink(address, data, found_at, location, file)
-    if declaration.checksum_url is not None and ring is not None:
+    if ring is None:
+        return manifest
+    if declaration.checksum_url is not None:
         # The checksum file is what is signed: nobody vouches for the metalink's own hashes,
         # and its pieces would be read before the signed one is reached.
-        return dataclasses.replace(manifest, digests=(), pieces=None, size_is_stated=False)
+        return dataclasses.replace(
+            manifest, digests=(), pieces=None, size_is_stated=False, signature=None
+        )
+    if signed is None and manifest.signature is None:
+        raise errors.DocumentError(f"{address}: {checks.unsigned()}")
+    if signed is not None and (manifest.digest or manifest.pieces):
+        # Who signed the document vouches for its hashes: nothing has to wait for more.
+        return dataclasses.replace(manifest, signature=None)
     return manifest
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import trio
@@ -44,6 +44,7 @@ async def download(
     seeds: Sequence[Path] = (),
     grants: Grants | None = None,
     pinned: Callable[[Digest], None] | None = None,
+    judge: Callable[[Path], Awaitable[None]] | None = None,
 ) -> TransferReport:
     """Fetch *manifest* into *destination*, which must not exist.
 
@@ -51,12 +52,15 @@ async def download(
     unfinished download of another content under this name left behind.
     *grants* are with what each origin is asked.
     ``started`` gets the transfer before its first request, for whoever shows progress.
-    ``pinned`` gets the SHA-256 of what nothing verified.
+    ``pinned`` gets the SHA-256 of what no hash verified. ``judge`` refuses the complete file
+    if it is not signed as *manifest* has it; it has to be there if that has a signature.
     Failed or cancelled, the partial file stays and the next call goes on from it.
     Raises what :meth:`ddfs.fetch.transfer.Transfer.run` raises, and
     :class:`errors.NameTakenError`, :class:`errors.StorageError`,
     :class:`errors.StorageFullError`, :class:`errors.AlreadyRunningError`.
     """
+    if manifest.signature is not None and judge is None:
+        raise ValueError("a signature, and nobody to judge by it")
     _refuse_existing(destination)
     partial = await trio.to_thread.run_sync(_open, destination, manifest)
     try:
@@ -71,6 +75,8 @@ async def download(
         started(transfer)
         async with pin.watched(manifest, partial, transport, grants):
             report = await transfer.run()
+        if judge is not None:
+            await judge(Path(f"/proc/self/fd/{partial.fd}"))
         if manifest.is_unpinned:
             digest = await pin.pin(manifest, partial, transport, grants)
             if pinned is not None:

@@ -29,7 +29,7 @@ from ddfs.fetch.transport import Transport
 from ddfs.model import HEAD_LENGTH, ByteRange, Grid, ImageFormat, Manifest, PublishedFile
 from ddfs.spool import pin, reading
 from ddfs.spool.partial import PartialFile, storage_errors
-from ddfs.spool.ports import Heads, Inspector, Ledger, Storage, Unpack
+from ddfs.spool.ports import Heads, Inspector, Judge, Ledger, Storage, Unpack
 from ddfs.spool.queue import Place
 from ddfs.spool.regain import regain
 from ddfs.spool.room import MakeRoom, reserve
@@ -84,6 +84,8 @@ class Surroundings:
     unpack: Unpack | None = None
     # With what the origins of a content (its id) are asked; None: with nothing.
     grants: Callable[[str], Awaitable[Grants]] | None = None
+    # None: nothing has to be signed.
+    judge: Judge | None = None
 
 
 class Fetch:
@@ -106,6 +108,8 @@ class Fetch:
         self._transfer: Transfer | None = None
         self._grid: Grid | None = None
         self._partial: PartialFile | None = None
+        # Its bytes are judged: what is asked of them from now on, others have to see to.
+        self.is_publishing = False
         self._head_passed = order.head_is_verified
         self._head_arrived = trio.Event()
         self._wanted: list[ByteRange] = []
@@ -129,12 +133,12 @@ class Fetch:
             and self._transfer.is_verified(wanted)
         )
 
-    async def read(self, wanted: ByteRange) -> bytes | None:
-        """Verified bytes, as soon as they are here.
+    async def read(self, wanted: ByteRange, *, early: bool) -> bytes | None:
+        """Verified bytes: *early* as soon as they are here, else when all are.
 
         None when the fetch ended first: published, or with :attr:`error`.
         """
-        if self.order.is_readable_early:
+        if early and self.order.is_readable_early:
             await self._wait_readable(wanted)
         else:
             await self.ended.wait()
@@ -225,6 +229,7 @@ class Fetch:
         grants = await ask(content_id) if ask is not None else None
         async with pin.watched(manifest, self._partial, self._with.transport, grants):
             await self._transmit(manifest, self._partial, grants)
+        await self._judge(Path(f"/proc/self/fd/{self._partial.fd}"))
         if manifest.is_unpinned:
             await self._pin(manifest, self._partial, grants)
         path = await self._unpacked(manifest, self._partial)
@@ -252,8 +257,25 @@ class Fetch:
                 f"{path}: a file with other bytes has this name; it is not touched. "
                 "Move it away, then try again"
             )
+        await self._judge_adopted(path, manifest)
         log.info("%s: already in primary storage, its hash is right: used as it is", path)
         return await trio.to_thread.run_sync(self._with.storage.adopt, self.order.published_name)
+
+    async def _judge(self, image: Path) -> None:
+        """Refuse *image*, complete and as mirrors have it, if it is not signed as it has to be."""
+        self.is_publishing = True
+        if self._with.judge is not None:
+            await self._with.judge.judge(self.order.content_id, image)
+
+    async def _judge_adopted(self, path: Path, manifest: Manifest) -> None:
+        judge = self._with.judge
+        if judge is None or manifest.packing is None or not judge.is_asked_for(manifest.content_id):
+            await self._judge(path)
+            return
+        raise errors.NameTakenError(
+            f"{path}: it is here unpacked, and its signature is of the packed file; move it away, "
+            "then try again"
+        )
 
     async def _transmit(
         self, manifest: Manifest, partial: PartialFile, grants: Grants | None

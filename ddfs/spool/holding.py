@@ -121,7 +121,7 @@ class Holding:
             error_kind=resting.error.kind() if resting and self.last_error else None,
             retry_in=(
                 max(0.0, resting.until - trio.current_time())
-                if resting and not self.fetch
+                if resting and not self.fetch and not resting.waits_for_a_hand
                 else None
             ),
             mirrors=statistics.mirrors if statistics else self.mirrors,

@@ -151,6 +151,19 @@ class Unpack(Protocol):
         ...
 
 
+class Judge(Protocol):
+    """Says whether a complete file is signed as those want it who ask for it."""
+
+    def is_asked_for(self, content_id: str, /) -> bool:
+        """Whether a content has to be signed; from memory."""
+        ...
+
+    async def judge(self, content_id: str, image: Path, /) -> None:
+        """Raises :class:`ddfs.errors.SignatureError` for a file (as mirrors have it) that is not
+        signed as is asked for at this moment.
+        """
+
+
 class Heads(Protocol):
     """The stored heads of images."""
 

@@ -2,7 +2,7 @@
 
 A source that is down is asked again after growing pauses and not at every read: a guest
 retries a failed read within milliseconds, and a thousand readers would become a thousand
-rounds to every mirror.
+rounds to every mirror. What is not signed as it has to be is not fetched again by itself.
 """
 
 from __future__ import annotations
@@ -51,12 +51,27 @@ class Rest:
     @property
     def is_tried_by_itself(self) -> bool:
         """Whether the next try needs no demand."""
-        return self.failures <= TRIES_BY_ITSELF
+        return not self.waits_for_a_hand and self.failures <= TRIES_BY_ITSELF
+
+    @property
+    def waits_for_a_hand(self) -> bool:
+        """Whether only a person can do something: what is not signed stays so."""
+        return isinstance(self.error, errors.SignatureError)
+
+    def reason(self, now: float) -> errors.FetchRestingError:
+        """What a demand is told that is not allowed."""
+        seconds = max(0.0, self.until - now)
+        when = f"in {seconds:.0f} s, or at once" if not self.waits_for_a_hand else "only"
+        return errors.FetchRestingError(
+            f"{self.error}; it is tried again {when} with ddfs prefetch"
+        )
 
     def allows(self, now: float, demand: Demand) -> bool:
         """Whether a demand at *now* starts a fetch."""
         if demand is Demand.HAND:
             return True
+        if self.waits_for_a_hand:
+            return False
         if demand is Demand.START:
             return now >= min(self.since + MIN_PAUSE_FOR_START_SECONDS, self.until)
         return now >= self.until

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from ddfs import errors
 from ddfs.model import ByteRange, PublishedFile, SpoolReference, SpoolState
 from ddfs.spool import rest
 from ddfs.spool.copying import copy_content
+from ddfs.spool.explain import Explain, explained
 from ddfs.spool.fetching import Fetch, Order, Surroundings
 from ddfs.spool.holding import Copying, Holding, HoldingStatus, at_rest
 from ddfs.spool.ports import Storage
@@ -32,9 +33,6 @@ log = logging.getLogger(__name__)
 
 # The journal of what runs has to be on disk before the process may be killed for slowness.
 _SHUTDOWN_SECONDS: Final = 2.0
-
-
-Explain = Callable[[str, errors.DdfsError], Awaitable[errors.DdfsError]]
 
 
 class Spool:
@@ -65,6 +63,8 @@ class Spool:
         self.queue = Queue()
         # Knows more of why a fetch failed; returns within seconds, and never raises.
         self.explain: Explain | None = None
+        # Asked before anything is published.
+        self.judge = surroundings.judge
         self._holdings: dict[str, Holding] = {}
         self._files = OpenFiles()
         self._nursery: trio.Nursery | None = None
@@ -129,6 +129,18 @@ class Spool:
         """Whether a fetch runs."""
         holding = self._holdings.get(content_id)
         return holding is not None and holding.fetch is not None
+
+    async def wait_while_publishing(self, content_id: str) -> None:
+        """Return when no fetch of it is past the judging of its bytes."""
+        while (holding := self._holdings.get(content_id)) and holding.fetch is not None:
+            if not holding.fetch.is_publishing:
+                return
+            await holding.fetch.ended.wait()
+
+    def forget_failure(self, content_id: str) -> None:
+        """What made the last fetch fail was changed: the next demand need not wait."""
+        if content_id in self._holdings:
+            self._holdings[content_id].rest = None
 
     def was_interrupted(self, content_id: str) -> bool:
         """Whether a fetch ran when the daemon before this one ended."""
@@ -205,7 +217,7 @@ class Spool:
             return
         holding.was_fetching = False
         holding.home = self._home(order.primary)
-        around = replace(self._with, storage=holding.home)
+        around = replace(self._with, storage=holding.home, judge=self.judge)
         holding.fetch = Fetch(order, around, self.queue.enter(demand), seeds)
         self._nursery.start_soon(self._own, holding, holding.fetch)
         self._on_change(order.content_id)
@@ -226,7 +238,7 @@ class Spool:
             if holding.fetch is None:
                 raise self._reason(holding)
             fetch = holding.fetch
-            data = await fetch.read(wanted)
+            data = await fetch.read(wanted, early=order.is_readable_early)
             if data is not None:
                 return data
             if fetch.error is not None:
@@ -257,11 +269,7 @@ class Spool:
             return errors.CancelledFetchError("it is being purged")
         if holding.rest is None:
             return errors.CancelledFetchError("the daemon is ending; try again when it is back")
-        seconds = max(0.0, holding.rest.until - trio.current_time())
-        return errors.FetchRestingError(
-            f"{holding.rest.error}; it is tried again in {seconds:.0f} s, or at once with "
-            "ddfs prefetch"
-        )
+        return holding.rest.reason(trio.current_time())
 
     def cancel(self, content_id: str) -> bool:
         """End the fetch of a content, if one runs; what is here is kept."""
@@ -401,7 +409,7 @@ class Spool:
             error = None
         except errors.DdfsError as failure:
             error = failure
-            error = await self._explained(content_id, failure)
+            error = await explained(self.explain, content_id, failure)
         except Exception as bug:
             log.exception("%s: a bug ended the fetch", fetch.order.published_name)
             error = errors.StorageError(f"internal error: {type(bug).__name__}: {bug}")
@@ -415,15 +423,6 @@ class Spool:
                     await self._discard_leftovers(home, content_id)
         if error is not None:
             await self._after_failure(holding, fetch, error)
-
-    async def _explained(self, content_id: str, error: errors.DdfsError) -> errors.DdfsError:
-        if self.explain is None:
-            return error
-        try:
-            return await self.explain(content_id, error)
-        except Exception:
-            log.exception("a bug in explaining why a fetch failed")
-            return error
 
     def _conclude(self, holding: Holding, fetch: Fetch, error: errors.DdfsError | None) -> None:
         statistics = fetch.statistics()

@@ -33,8 +33,11 @@ class Catalogue(Protocol):
     def all_declarations(self) -> dict[str, Declaration]:
         """What was declared about each name."""
 
-    def declare(self, name: str, declaration: Declaration) -> Template:
-        """Write down another declaration about a name."""
+    def declare(self, name: str, declaration: Declaration, signature: str | None, /) -> Template:
+        """Write down another declaration about a name, and the signature that it asks for."""
+
+    def manifest(self, content_id: str) -> Manifest:
+        """The manifest of a content."""
 
     def remove_template(self, name: str) -> Template:
         """Forget a template."""

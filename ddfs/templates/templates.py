@@ -12,14 +12,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
 from ddfs import errors, source
-from ddfs.declaration import Access, Declaration
+from ddfs.declaration import Declaration
 from ddfs.model import (
     MAX_SIZE,
     ByteRange,
@@ -35,9 +34,11 @@ from ddfs.spool.holding import HoldingStatus
 from ddfs.spool.ports import Storage
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import Spool
+from ddfs.templates.first_look import FirstLook
 from ddfs.templates.index import Index
 from ddfs.templates.ports import Catalogue, HeadInspector, Heads
 from ddfs.templates.recorder import RecordedInquiries, RecordedInquiry, Recorder, Resolved
+from ddfs.templates.signatures import Signatures
 from ddfs.versions import SourceState
 
 # Registrations under way, however many are asked for. Measured with 1,000 templates on mirrors
@@ -46,9 +47,6 @@ from ddfs.versions import SourceState
 REGISTRATIONS_AT_ONCE: Final = 8
 
 log = logging.getLogger(__name__)
-
-# A document may list thousands of dead mirrors, and somebody waits for the answer.
-_HEAD_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +83,10 @@ class Templates:
         self._spool = spool
         self._heads = heads
         self._inquiries = inquiries
-        self._inspect_head = inspect_head
-        self._look = look
+        self._first_look = FirstLook(inspect_head, look)
         self._location = location
         self._keyring = keyring
+        self.signatures = Signatures(spool, self._asking, keyring)
         self._limiter = ledger_limiter
         self._on_added = on_added
         self._on_removed = on_removed
@@ -226,17 +224,32 @@ class Templates:
             versions = self.versions(name)
             if versions:
                 existing = _same_content(versions, resolved.manifest, registration)
-                return await self._reach(existing, registration.declaration)
+                return await self._reach(existing, registration.declaration, resolved.manifest)
             return await self.register(registration, resolved)
 
-    async def _reach(self, existing: Template, asked: Declaration) -> Template:
+    async def _reach(self, existing: Template, asked: Declaration, manifest: Manifest) -> Template:
         """Use the access of *asked* from now on, if it has any and is for the same source: the
-        way in which a login is changed.
+        way in which a login is changed. One that asks for a signature counts as a whole.
         """
         known = self.declaration(existing)
-        if known.source != asked.source or asked.access in (known.access, Access()):
+        is_same_source = known.source == asked.source
+        access = asked.access if asked.access or not is_same_source else known.access
+        if manifest.signature not in (None, existing.signature):
+            every, primary = asked.check_every, asked.primary
+            stricter = replace(
+                asked,
+                access=access,
+                check_every=known.check_every if every is None else every,
+                primary=known.primary if primary is None else primary,
+            )
+            return await self.declare(existing, stricter, manifest.signature)
+        if not is_same_source or access == known.access:
             return existing
-        return await self.declare(existing, replace(known, access=asked.access))
+        return await self.declare(existing, replace(known, access=access), existing.signature)
+
+    def _asking(self, content_id: str) -> Sequence[tuple[str | None, Declaration]]:
+        """The signature and the declaration of each name of a content."""
+        return [(t.signature, self.declaration(t)) for t in self.with_content(content_id)]
 
     async def resolve(self, declaration: Declaration) -> Resolved:
         """What a source is now, and what its servers said of the documents that decide."""
@@ -261,30 +274,10 @@ class Templates:
         declared, manifest = registration.declaration, resolved.manifest
         if manifest.size is None:
             raise errors.DocumentError(f"{declared.source}: nobody says how large it is")
-        head, manifest = await self._head(manifest, resolved.inquiry)
+        first = await self._first_look.at(manifest, declared, resolved.inquiry)
+        head, manifest, facts = first.head, first.manifest, first.facts
         for failure in head.failures:
             log.warning("%s: %s", registration.name, failure)
-        # Where nobody knows to how much it unpacks, it is not found to be cut off.
-        size = manifest.published.size
-        by_name = source.claimed_by_name(manifest) if declared.format is None else None
-        claimed = declared.format or by_name
-        inspect = partial(
-            self._inspect_head,
-            head.data,
-            size=MAX_SIZE if size is None else size,
-            claimed=claimed,
-            tail=await source.read_tail(manifest, head, claimed, resolved.inquiry),
-        )
-        try:
-            facts = await trio.to_thread.run_sync(inspect)
-        except errors.ImageError as error:
-            if by_name is None:
-                raise
-            try:
-                await trio.to_thread.run_sync(partial(inspect, claimed=None))
-            except errors.ImageError:
-                raise error from None  # whatever it is called
-            raise source.refused_by_name(manifest, by_name, error) from None
         virtual_size = facts.virtual_size if facts.virtual_size != MAX_SIZE else None
         content_id = manifest.content_id
         # A verified head is not replaced by one that a mirror only claims.
@@ -303,28 +296,17 @@ class Templates:
                 seen=resolved.seen,
             )
 
-        with trio.CancelScope(shield=True):
-            template = await trio.to_thread.run_sync(write_down, limiter=self._limiter)
-        self._index.add(template)
-        self._declarations[template.name] = declared
+        async with self.signatures.binding(manifest, declared):
+            with trio.CancelScope(shield=True):
+                template = await trio.to_thread.run_sync(write_down, limiter=self._limiter)
+            self._index.add(template)
+            self._declarations[template.name] = declared
         self.source_states[template.family] = SourceState(seen=resolved.seen)
         for note in manifest.notes:
             log.warning("%s: %s", registration.name, note)
         log.info("%s: registered from %s", template.file_name, declared.source)
         self._on_added(template)
         return template
-
-    async def _head(
-        self, manifest: Manifest, documents: source.Documents
-    ) -> tuple[source.Head, Manifest]:
-        """The head of the image, and *manifest* with what was learnt on the way."""
-        with trio.move_on_after(_HEAD_SECONDS):
-            if manifest.packing is None:
-                return await source.read_head(manifest, documents), manifest
-            return await source.read_packed_head(manifest, documents, self._look)
-        raise errors.MirrorsExhaustedError(
-            f"{manifest.name}: no mirror sent its first bytes within {_HEAD_SECONDS:.0f} s"
-        )
 
     async def remove(self, name: str, *, purge: bool) -> None:
         """Forget a name; with *purge* also the published file, if no other name has it.
@@ -368,14 +350,33 @@ class Templates:
                 with trio.CancelScope(shield=True):
                     await self._spool.purge(template.content_id)
 
-    async def declare(self, template: Template, declaration: Declaration) -> Template:
-        """Write down another declaration; the content stays what it is.
+    async def declare(
+        self, template: Template, declaration: Declaration, signature: str | None
+    ) -> Template:
+        """Write down another declaration, and the signature that is asked for; the content
+        stays what it is.
 
-        The caller holds :meth:`changing` of the family.
+        The caller holds :meth:`changing` of the family. Raises why what is published is not
+        signed so; then nothing has changed.
         """
+        before = self.declaration(template).keyring, template.signature
+        if (declaration.keyring, signature) == before:
+            return await self._write_declaration(template, declaration, signature)
+        manifest = await trio.to_thread.run_sync(
+            self._catalogue.manifest, template.content_id, limiter=self._limiter
+        )
+        async with self.signatures.binding(replace(manifest, signature=signature), declaration):
+            changed = await self._write_declaration(template, declaration, signature)
+        self._spool.forget_failure(template.content_id)
+        return changed
+
+    async def _write_declaration(
+        self, template: Template, declaration: Declaration, signature: str | None
+    ) -> Template:
+        write = self._catalogue.declare
         with trio.CancelScope(shield=True):
             changed = await trio.to_thread.run_sync(
-                self._catalogue.declare, template.name, declaration, limiter=self._limiter
+                write, template.name, declaration, signature, limiter=self._limiter
             )
         self._index.remove(template)
         self._index.add(changed)

@@ -230,7 +230,8 @@ class Versions:
         async with self._templates.changing(name):
             template = self._templates.newest(name)
             if _asks_the_same(self._templates.declaration(template), declaration):
-                return await self._templates.declare(template, declaration), False
+                signature = template.signature
+                return await self._templates.declare(template, declaration, signature), False
             return await self._advance(template, declaration)
 
     async def _advance(self, template: Template, declared: Declaration) -> tuple[Template, bool]:
@@ -268,8 +269,11 @@ class Versions:
                 self._manifests.merge_mirrors, same.content_id, resolved.manifest
             )
             await trio.to_thread.run_sync(merge, limiter=self._limiter)
-        if self._templates.declaration(template) != declared:
-            template = await self._templates.declare(template, declared)
+        # That of an older version, which a mirror that lags serves, is not of this one.
+        is_newest = same.name == template.name
+        signature = resolved.manifest.signature if is_newest else template.signature
+        if (self._templates.declaration(template), template.signature) != (declared, signature):
+            template = await self._templates.declare(template, declared, signature)
         seen = resolved.seen or await self._seen_now(template, declared)
         await self._record(family, SourceState(Verdict.UNCHANGED, time.time(), "", seen))
         return template, False

@@ -19,6 +19,7 @@ from ddfs.model import (
     Mirror,
     Packing,
     PackingKind,
+    PieceMap,
     PublishedFile,
     SpoolReference,
     SpoolState,
@@ -310,3 +311,24 @@ def test_catalogue_who_named_a_mirror_is_kept_and_the_nearest_counts(catalogue):
     assert known() == {"a": None, "b": "10.0.0.0/8", "c": "10.0.0.0/8"}
     catalogue.merge_mirrors(manifest().content_id, named(b="", c=None))
     assert known() == {"a": None, "b": "10.0.0.0/8", "c": None}
+
+
+def test_catalogue_a_signature_is_asked_for_by_one_name(catalogue):
+    plain = add(catalogue, "plain")
+    signed = add(catalogue, "signed", of=manifest(signature="SIG"))
+    assert (plain.signature, plain.is_readable_early, plain.head_is_verified) == (None, True, True)
+    assert signed.content_id == plain.content_id
+    assert (signed.signature, signed.is_readable_early) == ("SIG", False)
+    assert not signed.head_is_verified
+    assert catalogue.manifest(plain.content_id).signature is None
+    found = catalogue.declare("signed", Declaration("https://x/y"), None)
+    assert (found.signature, found.is_readable_early) == (None, True)
+
+
+def test_catalogue_says_which_hash_is_weak(catalogue):
+    md5 = Digest(HashAlgorithm.MD5, "0" * 32)
+    of = replace(manifest(), digests=(md5,))
+    assert (add(catalogue, "md5", of=of).weak, add(catalogue).weak) == ("md5", None)
+    pieces = PieceMap(HashAlgorithm.SHA1, MiB, bytes(200))
+    of = replace(manifest(), digests=(), pieces=pieces)
+    assert add(catalogue, "pieces", of=of).weak == "sha-1 piece hashes"

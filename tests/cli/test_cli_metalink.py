@@ -50,6 +50,7 @@ def test_make_then_show(ddfs: Ddfs, image: Path, tmp_path: Path) -> None:
             }
             for rank, url in enumerate(MIRRORS, start=1)
         ],
+        "signature": None,
         "notes": [],
     }
     lines = ddfs("metalink", "show", str(target)).out.splitlines()

@@ -52,6 +52,55 @@ def test_a_signed_checksum_file(
     assert not Path("four.img").exists()
 
 
+METALINK = """<metalink xmlns="urn:ietf:params:xml:ns:metalink"><file name="a.img">{hash}
+<signature mediatype="application/pgp-signature">{made}</signature><url>{base}/a.img</url>
+</file></metalink>"""
+
+
+def test_the_signature_of_the_image_in_a_metalink(
+    ddfs: Ddfs, tmp_path: Path, settings_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    signer = Signer(tmp_path / "keys")
+    good, wrong = (signer.detached(data, armor=True).decode() for data in (CONTENT, b"else"))
+    signer.close()
+    files = {"/a.img": CONTENT}
+    ring = ("--keyring", "keys/keys.asc")
+    hashed = f'<size>{len(CONTENT)}</size><hash type="sha-256">{SHA256}</hash>'
+    with serving(files) as base:
+
+        def publish(name: str, made: str, text: str = "") -> str:
+            Path(name).write_text(METALINK.format(hash=text, made=made, base=base))
+            return name
+
+        done = ddfs("fetch", publish("good.meta4", good, hashed), *ring, "-o", "one.img")
+        assert (done.code, done.err) == (0, "")
+        assert "verified by sha-256, and signed" in done.out
+        done = ddfs("fetch", publish("bare.meta4", good), *ring, "-o", "two.img")
+        assert (done.code, done.err) == (0, "")
+        assert "its signature is good" in done.out
+        assert "--checksum" not in done.out
+        publish("wrong.meta4", wrong, hashed)
+        for _ in range(2):
+            done = ddfs("fetch", "wrong.meta4", *ring, "-o", "three.img")
+            assert done.code == errors.EXIT_SOURCE
+            assert done.err.endswith(
+                "a.img: its signature is wrong: it was changed after it was signed\n"
+            )
+            # What is here is judged again, and not fetched.
+            files.pop("/a.img", None)
+        # Without keys nobody is asked for; those of the settings count for all metalinks.
+        files["/a.img"] = CONTENT
+        assert ddfs("fetch", "wrong.meta4", "-o", "four.img").code == 0
+        settings_file.write_text(
+            f'{settings_file.read_text()}\n[network]\nkeyring = "{tmp_path}/keys/keys.gpg"\n'
+        )
+        assert ddfs("fetch", "wrong.meta4", "-o", "five.img").code == errors.EXIT_SOURCE
+    assert Path("one.img").read_bytes() == Path("two.img").read_bytes() == CONTENT
+    assert not Path("three.img").exists()
+    assert not Path("five.img").exists()
+
+
 def test_what_nothing_verifies(ddfs: Ddfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with serving({"/a.img": CONTENT}) as base:

@@ -324,3 +324,18 @@ def test_blanks_between_many_children_are_not_too_much_text():
 )
 def test_looks_like_metalink(start: bytes, verdict: bool):
     assert read.looks_like_metalink(start) is verdict
+
+
+def test_signatures_of_the_file_are_kept_and_others_passed_over():
+    signed = '<signature mediatype="Application/PGP-signature">\n SIG &amp;\n </signature>'
+    other = '<signature mediatype="application/pkcs7-signature">P7</signature>'
+    (found,) = parse(f"{V4}{file(other + signed)}</metalink>").files
+    assert (found.signature, found.is_readable_early) == ("SIG &", False)
+    (found,) = parse(f"{V4}{file(other)}{'</metalink>'}").files
+    assert found.signature is None
+    resources = "<resources><url>http://h.example/a</url></resources>"
+    inside = '<signature type="pgp" file="a.asc">ONE</signature><signature type="x">y</signature>'
+    text = f'{V3}<file name="a"><verification>{inside}</verification>{resources}</file>'
+    assert parse(f"{text}</files></metalink>").files[0].signature == "ONE"
+    many = signed * (limits.MAX_SIGNATURES_PER_FILE + 1)
+    assert "signatures for one file" in refusal(f"{V4}{file(many)}</metalink>")

@@ -71,7 +71,13 @@ def manifests(draw: st.DrawFn) -> Manifest:
     hashes = draw(st.randoms(use_true_random=False)).randbytes(count * algorithm.digest_size)
     pieces = PieceMap(algorithm, length, hashes) if count and draw(st.booleans()) else None
     return Manifest(
-        draw(NAMES), size, tuple(digests), pieces, draw(MIRRORS), size_is_stated=size is not None
+        draw(NAMES),
+        size,
+        tuple(digests),
+        pieces,
+        draw(MIRRORS),
+        size_is_stated=size is not None,
+        signature=draw(st.sampled_from([None, "-----BEGIN\n\n<&>\n-----END"])),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from ddfs import errors, signature
 from tests.signature.openpgp import Signer
@@ -99,10 +100,80 @@ async def test_an_expired_key_is_refused(tmp_path: Path):
     old = Signer(tmp_path / "old", expires="2025-06-01", options=then)
     try:
         made = old.detached(DOCUMENT)
+        of_image = old.detached(DOCUMENT, armor=True).decode()
     finally:
         old.close()
     with pytest.raises(errors.DocumentError, match="has expired"):
         await signature.check_detached(DOCUMENT, made, str(old.keyring))
+    image = tmp_path / "image"
+    image.write_bytes(DOCUMENT)
+    with pytest.raises(errors.SignatureError, match="has expired"):
+        await signature.check_image(image, of_image, str(old.keyring))
+
+
+# -- images
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "an image.qcow2"
+    path.write_bytes(bytes(range(256)) * 4096)
+    return path
+
+
+def armored(made: bytes) -> str:
+    """As a document has it: indented."""
+    return made.decode().replace("\n", "\n   ")
+
+
+async def test_an_image_and_nothing_of_it_may_be_changed(signer: Signer, image: Path):
+    made = armored(signer.detached(image.read_bytes(), armor=True))
+    with image.open("rb") as opened:
+        opened.read(100)
+        by_descriptor = Path(f"/proc/self/fd/{opened.fileno()}")
+        by_open = await signature.check_image(by_descriptor, made, str(signer.keyring))
+    assert await signature.check_image(image, made, str(signer.armored)) == by_open
+    with image.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(errors.SignatureError, match="changed after it was signed"):
+        await signature.check_image(image, made, str(signer.keyring))
+
+
+async def test_what_no_image_could_make_good_is_known_before(
+    signer: Signer, stranger: Signer, image: Path
+):
+    other = armored(stranger.detached(image.read_bytes(), armor=True))
+    for made, reason in (
+        (other, "no such key is in"),
+        ("", "is none"),
+        ("-----BEGIN PGP SIGNATURE-----\n\n!\n-----END PGP SIGNATURE-----", "is none"),
+        ("-----BEGIN PGP SIGNATURE-----\n\nAAAA\n-----END PGP SIGNATURE-----", "no good signature"),
+    ):
+        with pytest.raises(errors.SignatureError, match=reason):
+            await signature.check_image(image, made, str(signer.keyring))
+        with pytest.raises(errors.DocumentError, match=reason):
+            await signature.refuse_hopeless(made, str(signer.keyring))
+    # Of whatever: only the bytes can tell. And publishers change their keys.
+    made = armored(signer.detached(image.read_bytes(), armor=True))
+    await signature.refuse_hopeless(made, str(signer.keyring))
+    await signature.refuse_hopeless(other + made, str(signer.keyring))
+    assert await signature.check_image(image, other + made, str(signer.keyring))
+
+
+async def test_an_image_that_is_gone(signer: Signer, tmp_path: Path):
+    made = armored(signer.detached(b"", armor=True))
+    with pytest.raises(errors.StorageError, match="No such file"):
+        await signature.check_image(tmp_path / "gone", made, str(signer.keyring))
+
+
+async def test_judging_an_image_ends_when_it_is_cancelled(signer: Signer, tmp_path: Path):
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)
+    made = armored(signer.detached(b"", armor=True))
+    with trio.move_on_after(0.3) as scope:
+        await signature.check_image(huge, made, str(signer.keyring))
+    assert scope.cancelled_caught
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,63 @@ async def test_a_signed_metalink(signer: Signer):
         await resolve(web, META, **declared)
 
 
+def with_signature(document: bytes, made: bytes) -> bytes:
+    element = b'<signature mediatype="application/pgp-signature">' + made + b"</signature>"
+    return document.replace(b"<url", element + b"<url", 1)
+
+
+async def test_the_signature_of_the_image_counts_where_nobody_signed_the_metalink(signer: Signer):
+    web = site()
+    document = text(manifest("m", piece_length=64 * KiB))
+    made = signer.detached(CONTENT, armor=True)
+    web.files[META] = with_signature(document, made)
+    declared = {"keyring": str(signer.keyring)}
+    found = await resolve(web, META, **declared)
+    assert (found.signature, found.is_readable_early) == (made.decode().strip(), False)
+    assert found.digests == (SHA256,)
+    # Without keys nobody looks at it.
+    found = await resolve(web, META)
+    assert (found.signature, found.is_readable_early) == (None, True)
+    # The keys of the host count where a metalink has a signature.
+    found = await source.resolve(
+        Declaration(META), documents=web, location=None, keyring=str(signer.keyring)
+    )
+    assert found.signature is not None
+    # A signed metalink vouches for its hashes, and a signed checksum file for its own.
+    web.files[f"{META}.asc"] = signer.detached(web.files[META])  # type: ignore[arg-type]
+    found = await resolve(web, META, **declared)
+    assert (found.signature, found.is_readable_early) == (None, True)
+    web.files[f"{SUMS}.gpg"] = signer.detached(web.files[SUMS])  # type: ignore[arg-type]
+    found = await resolve(web, META, checksum_url="SHA256SUMS", **declared)
+    assert (found.signature, found.digests) == (None, (SHA256,))
+
+
+async def test_a_signature_that_no_bytes_can_make_good(signer: Signer):
+    web = site()
+    web.files[META] = with_signature(text(manifest("m")), b"no signature")
+    with pytest.raises(errors.DocumentError, match=r"meta4: 'a.img': its signature is none"):
+        await resolve(web, META, keyring=str(signer.keyring))
+
+
+async def test_a_signature_without_any_hash_is_for_one_state_of_one_mirror(signer: Signer):
+    web = site()
+    bare = dataclasses.replace(manifest("gone", "m", "n"), digests=())
+    web.files |= {"http://m.example/a": CONTENT[1:], "http://n.example/a": CONTENT}
+    web.headers["http://n.example/a"] = {"etag": '"1"'}
+    web.files[META] = with_signature(text(bare), signer.detached(CONTENT, armor=True))
+    with pytest.raises(errors.DocumentError, match="no usable hash"):
+        await resolve(web, META)
+    found = await resolve(web, META, keyring=str(signer.keyring))
+    assert [m.url for m in found.mirrors] == ["http://n.example/a"]
+    assert (found.is_unpinned, found.size, found.size_is_stated) == (True, len(CONTENT), False)
+    web.headers["http://n.example/a"] = {"etag": '"2"'}
+    again = await resolve(web, META, keyring=str(signer.keyring))
+    assert again.content_id != found.content_id
+    del web.files["http://n.example/a"]
+    with pytest.raises(errors.MirrorsExhaustedError, match="says 262143 bytes"):
+        await resolve(web, META, keyring=str(signer.keyring))
+
+
 async def test_nobody_vouches_for_the_pieces_of_a_metalink_beside_a_signed_checksum_file(
     signer: Signer,
 ):

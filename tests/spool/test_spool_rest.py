@@ -25,3 +25,10 @@ def test_who_may_cut_a_rest_short() -> None:
     assert not resting.allows(104.9, Demand.START)
     assert resting.allows(105.0, Demand.START)
     assert resting.allows(100.0, Demand.HAND)
+
+
+def test_what_is_not_signed_is_tried_again_by_hand_alone() -> None:
+    resting = after_failure(None, errors.SignatureError("wrong"), now=100.0)
+    assert not resting.is_tried_by_itself
+    assert [d for d in Demand if resting.allows(1e9, d)] == [Demand.HAND]
+    assert str(resting.reason(100.0)) == "wrong; it is tried again only with ddfs prefetch"
