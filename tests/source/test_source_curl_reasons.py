@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from ddfs import errors
-from ddfs.metalink import read, write
+from ddfs.metalink import limits, read, write
 from ddfs.model import KiB, Mirror
 from tests.mirrorlab.mirrorlab import MirrorLab
 from tests.source.source_download import described, fetched, published
@@ -91,6 +91,39 @@ def test_the_xml_reader_fetches_nothing_and_expands_nothing(inside: str):
     with pytest.raises(errors.DocumentError, match="document type") as caught:
         read.parse(f"{first}\n{inside}\n{rest}".encode(), base_url=None)
     assert "root:" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inside", "reason"),
+    [
+        ("<a>" * 100 + "</a>" * 100, "nested more than"),
+        ("<a/>" * (limits.MAX_ELEMENTS + 1), "more than 800000 elements"),
+        ("x" * limits.MAX_DOCUMENT_BYTES, "is not read"),
+    ],
+)
+def test_the_xml_reader_takes_no_document_that_is_made_to_exhaust_it(inside: str, reason: str):
+    text = write.make(described(CONTENT, "http://h.example/a"))
+    with pytest.raises(errors.DocumentError, match=reason):
+        read.parse(text.replace("</metalink>", f"{inside}</metalink>").encode(), base_url=None)
+
+
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "10.255.255.1", "[::ffff:192.168.0.1]", "[fe80::1]"]
+)
+async def test_a_document_from_elsewhere_names_no_address_that_only_this_host_reaches(
+    tmp_path: Path, host: str
+):
+    async with MirrorLab() as lab:
+        honest = lab.mirror(CONTENT)
+        both = published(lab, described(CONTENT, f"http://{host}/a.img", honest))
+        with trio.fail_after(30):
+            done = await fetched(both, tmp_path / "a.img")
+        refused, used = done.report.statistics.mirrors
+        assert "named from elsewhere" in str(refused.last_error)
+        assert (refused.bytes_received, used.bytes_received >= len(CONTENT)) == (0, True)
+        alone = published(lab, described(CONTENT, f"http://{host}/a.img"))
+        with trio.fail_after(30), pytest.raises(errors.SourceError, match="named from elsewhere"):
+            await fetched(alone, tmp_path / "b.img")
 
 
 async def test_a_small_file_costs_its_document_and_one_mirror(tmp_path: Path):

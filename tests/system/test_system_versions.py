@@ -35,6 +35,9 @@ def test_a_check_costs_a_304_and_a_change_makes_a_version(host: Host, fast_site:
     old = fast_site.publish("rolling", size=4 * MIB, seed=1)
     first = old.image.read_bytes()
     host.ddfs("template", "add", "rolling", old.source)
+    # Registering takes the piece under the head, from one mirror.
+    wait_until(old.requests, "it is logged")
+    assert (old.requests(), old.bytes_sent()) == (1, MIB)
     document = Path(old.source).name
     checked = host.ddfs("template", "check", "rolling")
     assert checked.stdout == "rolling: unchanged\n"
