@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +174,8 @@ def load(option: str | None = None) -> Settings:
         raise errors.ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise errors.ConfigError(f"{path}: cannot be read: {error}") from error
+    import tomllib  # 3 ms, which a hook and a fetch without a settings file need not wait for
+
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

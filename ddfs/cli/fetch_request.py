@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ddfs.declaration import PATH_KEYS, PLAIN_KEYS, Declaration
+if TYPE_CHECKING:
+    from ddfs.declaration import Declaration
 
 # The options of `ddfs fetch` that take a value, and those that do not, by their field.
 VALUES: Final = {
@@ -63,6 +64,9 @@ class FetchRequest:
 
     def declaration(self) -> Declaration:
         """What it says about the source; :class:`~ddfs.errors.InvalidValueError`."""
+        # Not before the first requests are on their way.
+        from ddfs.declaration import PATH_KEYS, PLAIN_KEYS, Declaration
+
         given: dict[str, Any] = {key: getattr(self, key, None) for key in PLAIN_KEYS}
         for key in PATH_KEYS:
             if given[key]:
