@@ -19,13 +19,13 @@ from typing import IO
 
 import trio
 
-from ddfs import errors
 from ddfs.fetch.events import FetchEvent
 from ddfs.fetch.transfer import PieceRecord, Transfer
 from ddfs.model import ByteRange, Manifest, PieceMap, PublishedFile
 from ddfs.spool.examine import Findings
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.partial import storage_errors
+from ddfs.spool.renewal import repair_unpacked
 from ddfs.spool.room import reserve
 
 # Reading other files, and writing into the published one.
@@ -89,10 +89,8 @@ async def repair(
     is as damaged as before, or less. Cancelled, too.
     """
     if manifest.packing is not None:
-        raise errors.InvalidValueError(
-            f"{manifest.name} is published unpacked, so that no mirror has its pieces; stop who "
-            "uses it, then remove it with --purge and add it again"
-        )
+        await repair_unpacked(published, manifest, findings, surroundings)
+        return
     storage, content_id, size = surroundings.storage, manifest.content_id, findings.grid.size
     held = sorted(set(range(findings.grid.count)) - set(findings.damaged))
     needed = sum(len(each) for each in findings.ranges)

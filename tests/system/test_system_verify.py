@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -118,3 +119,25 @@ def test_a_repair_without_a_source_takes_what_another_version_has(
     damage(first, MIB + 7)
     assert "lost: repaired" in host.ddfs("template", "verify", "lost@1", "--repair").stdout
     assert first.read_bytes() == right
+
+
+def test_what_was_unpacked_is_mended_from_its_packed_file(host: Host, fast_site: Site) -> None:
+    image = fast_site.publish_raw("unpacked", size=4 * MIB, seed=6)
+    packed = image.image.with_name("unpacked.img.gz")
+    packed.write_bytes(gzip.compress(image.image.read_bytes(), 1))
+    document = fast_site.publish_file(packed)
+    host.ddfs("template", "add", "unpacked", document.source)
+    host.ddfs("prefetch", "unpacked")
+    path = host.published("unpacked")
+    damage(path, MIB + 5)
+    found = host.ddfs("template", "verify", "unpacked", check=False)
+    assert (found.returncode, "ddfs template verify unpacked --repair" in found.stderr) == (4, True)
+    repaired = host.ddfs("template", "verify", "unpacked", "--repair").stdout
+    assert repaired.startswith("unpacked: repaired")
+    assert path.read_bytes() == image.image.read_bytes()
+    damage(path, 5)
+    for mirror in fast_site.mirrors:
+        (mirror.root / packed.name).unlink()
+    gone = host.ddfs("template", "verify", "unpacked", "--repair", check=False)
+    assert (gone.returncode, gone.stderr.count("\n")) == (3, 1)
+    assert "nothing was changed" in gone.stderr
