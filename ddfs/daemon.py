@@ -185,7 +185,7 @@ async def _serve_on(
         changes.show(pool, templates)
         told = f"{settings.templates_dir}, {len(templates.all())} templates"
         before = changes.run, later.run, verifications.run, serve
-        beside = keeper.run, records.run, stocktaking.at_start, versions.run, deployments.recover
+        beside = keeper.run, records.run, stocktaking.at_start, versions.run, deployments.run
         await _serve_mounted(pool, before, beside, told, signals)
         fetching.cancel_scope.cancel()
 
@@ -234,7 +234,7 @@ def _deployments(
         _Hypervisor(Machines(libvirt)),
         settings.state_dir / "deploying",
         pool_is_active=pool_is_active,
-        most_bytes=lambda: most_bytes(storage.room()),
+        most_bytes=lambda: most_bytes(storage),
     )
 
 

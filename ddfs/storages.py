@@ -11,7 +11,6 @@ from ddfs import errors
 from ddfs.config import PrimarySettings, Settings
 from ddfs.image.domain import PoolTargets
 from ddfs.primary.directory import DirectoryStorage
-from ddfs.primary.room import Room
 from ddfs.primary.shared import SharedDirectoryStorage
 
 
@@ -86,7 +85,16 @@ def figures_of(storages: Sequence[DirectoryStorage]) -> tuple[int, int]:
     return sum(total for total, _ in figures), sum(free for _, free in figures)
 
 
-def most_bytes(room: Room) -> int:
-    """What could be had at most, if everything that is stored could go."""
+def most_bytes(storage: DirectoryStorage) -> int:
+    """What could be had at most, if everything that is stored could go. Blocks; raises
+    :class:`errors.StorageError` where nothing can be written at all.
+    """
+    try:
+        flags = os.statvfs(storage.path).f_flag
+    except OSError as error:
+        raise errors.StorageError(f"primary storage {storage.path}: {error.strerror}") from error
+    if flags & os.ST_RDONLY:
+        raise errors.StorageError(f"primary storage {storage.path} is read-only")
+    room = storage.room()
     by_file_system = room.free + room.held - room.keep_free
     return by_file_system if room.quota is None else min(room.quota, by_file_system)

@@ -8,16 +8,18 @@ goes wrong on one host is remembered, its traces are taken back, and the next on
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from ddfs import errors
-from ddfs.cli import output, waiting
+from ddfs.cli import hosts, output, waiting
 from ddfs.cli.disks import TemplateArgument, parse_size
 from ddfs.cli.session import JsonOption, Session, session_of
 from ddfs.control.deploy_messages import Deploy, DeployedDomain
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 
 # A mirror may have been caught in the middle of a change: then the next try finds it whole.
 CHECKSUM_TRIES: Final = 3
-
-# The host whose daemon is the one of the settings, where no others are named.
-THIS_HOST: Final = "this host"
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +44,7 @@ def deploy(
     context: typer.Context,
     name: TemplateArgument,
     machine: Annotated[str, typer.Option("--name", metavar="VM", help="The new domain's name.")],
-    hosts: Annotated[
+    only_on: Annotated[
         list[str] | None,
         typer.Option("--host", metavar="HOST", help="Only there; of [host.HOST]. Repeatable."),
     ] = None,
@@ -73,8 +72,9 @@ def deploy(
 ) -> None:
     """Make a domain from a template and start it, on the first host that can run it.
 
-    Hosts are those of the settings ([host.NAME]), in their order, or this one. If anything
-    fails on a host, what was made there is taken back, and the next one is tried.
+    Hosts are those of the settings ([host.NAME]), in their order, or this one. One that does
+    not know the template gets it as another one has it. If anything fails on a host, what was
+    made there is taken back, and the next one is tried.
     """
     session = session_of(context)
     request = Deploy(
@@ -89,25 +89,32 @@ def deploy(
         user_data=_text_of(user_data),
         xml=_text_of(xml),
     )
-    host, done = _deploy_somewhere(session, hosts or (), request)
+    host, done = _deploy_somewhere(session, only_on or (), request)
     if as_json:
         output.print_json({"host": host, **asdict(done)})
         return
     print(f"{done.name}: runs on {host}, from {name}; its disk is {done.disk}")
 
 
+class _UncertainError(Exception):
+    """It may run there: to deploy it elsewhere could make two of it."""
+
+
 def _deploy_somewhere(
-    session: Session, hosts: Sequence[str], request: Deploy
+    session: Session, names: Sequence[str], request: Deploy
 ) -> tuple[str, DeployedDomain]:
     """The first host that can, and what was made there; NotDeployedError with all reasons."""
     failures: dict[str, str] = {}
-    for host, address in _chosen(session, hosts).items():
+    knowledge = hosts.Knowledge(session, request.template)
+    for host, address in hosts.chosen(session, names).items():
         try:
-            with _client(session, host, address) as client:
-                return host, deploy_on(client, request)
+            with hosts.client_of(session, host, address) as client:
+                return host, deploy_on(client, host, request, knowledge)
         except errors.InvalidValueError:
             # The request itself is wrong: no other host would take it.
             raise
+        except _UncertainError as error:
+            raise errors.NotDeployedError(str(error)) from error
         except errors.DdfsError as error:
             failures[host] = str(error)
             print(f"ddfs: {host}: {error}", file=sys.stderr)
@@ -115,25 +122,86 @@ def _deploy_somewhere(
     raise errors.NotDeployedError(f"{request.name} runs nowhere: {reasons}")
 
 
-def deploy_on(client: Client, request: Deploy) -> DeployedDomain:
+def deploy_on(
+    client: Client, host: str, request: Deploy, knowledge: hosts.Knowledge
+) -> DeployedDomain:
     """Deploy on one host; after an error or Ctrl-C nothing of it is left there.
 
-    A template that was fetched whole stays: it is the host's, and the next try needs it.
+    A template that was fetched whole stays, if it was registered there before: it is the
+    host's, and the next try needs it.
     """
-    reasons = client.obstacles(request).reasons
-    if reasons:
-        raise errors.UnsuitableHostError("; ".join(reasons))
-    before = client.template(request.template)
+    knows_template = _refuse_unsuitable(client, request)
+    if knows_template:
+        return _fetch_and_deploy(client, host, request, client.template(request.template))
+    with hosts.registered(client, host, knowledge) as there:
+        # Now it is known whether there is room for it.
+        _refuse_unsuitable(client, request)
+        return _fetch_and_deploy(client, host, request, there)
+
+
+def _refuse_unsuitable(client: Client, request: Deploy) -> bool:
+    """Whether the host knows the template; UnsuitableHostError for all that is in the way."""
+    found = client.obstacles(request)
+    if found.reasons:
+        raise errors.UnsuitableHostError("; ".join(found.reasons))
+    return found.knows_template
+
+
+def _fetch_and_deploy(
+    client: Client, host: str, request: Deploy, before: TemplateStatus
+) -> DeployedDomain:
     try:
         _fetch(client, before)
     except BaseException:
         _discard(client, before)
         raise
+    token, is_confirmed = uuid.uuid4().hex, False
     try:
-        return client.deploy(request)
-    except KeyboardInterrupt:
-        print(f"ddfs: {request.name} is taken back over there", file=sys.stderr)
+        made = client.deploy(replace(request, token=token))
+        with _uninterrupted():
+            _confirm(client, host, made, token)
+            is_confirmed = True
+        return made
+    except _UncertainError:
         raise
+    except BaseException as error:
+        if not is_confirmed:
+            _withdraw(client, host, request.name, token, said=isinstance(error, KeyboardInterrupt))
+        raise
+
+
+def _confirm(client: Client, host: str, made: DeployedDomain, token: str) -> None:
+    try:
+        client.confirm(token)
+    except errors.DaemonDownError as error:
+        raise _UncertainError(
+            f"{made.name} was started on {host}, but not confirmed ({error}): within a minute "
+            "it is taken back there, or it stays; look there before it is deployed again"
+        ) from error
+
+
+def _withdraw(client: Client, host: str, name: str, token: str, *, said: bool) -> None:
+    """Wait until nothing of it is left there; whatever then is left is taken back over there."""
+    try:
+        client.withdraw(token)
+    except errors.NotDeployedError as error:
+        print(f"ddfs: {host}: {error}", file=sys.stderr)
+    except (errors.DdfsError, KeyboardInterrupt):
+        text = "is taken back over there, at the latest when its daemon starts again"
+        print(f"ddfs: {host}: {name} {text}", file=sys.stderr)
+    else:
+        if said:
+            print(f"ddfs: {host}: {name} was taken back", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C comes too late in here, and does nothing."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fetch(client: Client, template: TemplateStatus) -> None:
@@ -160,32 +228,6 @@ def _discard(client: Client, before: TemplateStatus) -> None:
         client.cancel([before.exact_name])
         waiting.wait(client, client.templates([before.exact_name]))
         client.discard(before.exact_name)
-
-
-def _chosen(session: Session, names: Sequence[str]) -> Mapping[str, str]:
-    """The addresses of the hosts to try, by name, in order."""
-    known = {name: host.socket for name, host in session.settings.hosts.items()}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        listed = ", ".join(known) or "none"
-        raise errors.InvalidValueError(
-            f"no host is called {unknown[0]!r}; those in the settings ([host.NAME]): {listed}"
-        )
-    if names:
-        return {name: known[name] for name in dict.fromkeys(names)}
-    return known or {THIS_HOST: str(session.settings.socket)}
-
-
-@contextlib.contextmanager
-def _client(session: Session, host: str, address: str) -> Iterator[Client]:
-    from ddfs.control.client import Client
-    from ddfs.control.remote import reached
-
-    if host == THIS_HOST:
-        yield session.client
-        return
-    with reached(address) as path:
-        yield Client(path, path)
 
 
 def _mib(text: str | None) -> int | None:

@@ -191,6 +191,15 @@ class Client:
         """Makes a domain and starts it."""
         return self._ask(DeployedDomain, "POST", "/v1/deployments", request, SLOW_SECONDS)
 
+    def confirm(self, token: str) -> None:
+        """The domain that was made with that token stays."""
+        self._request("PUT", f"/v1/deployments/{quote(token, safe='')}", None, QUICK_SECONDS)
+
+    def withdraw(self, token: str) -> None:
+        """Whatever was made with that token is taken back, unless it is confirmed."""
+        path = f"/v1/deployments/{quote(token, safe='')}"
+        self._request("DELETE", path, None, SLOW_SECONDS)
+
     def discard(self, name: str) -> None:
         """Deletes what an unfinished fetch left."""
         path = f"/v1/templates/{quote(name, safe='')}/partial"

@@ -12,7 +12,10 @@ _STRICT: Final = {"extra": "forbid"}
 class Deploy:
     """The body of ``POST /v1/deployments`` and ``POST /v1/deployments/obstacles``.
 
-    See :class:`ddfs.deploy.DeployOrder`; ``user_data`` is text.
+    See :class:`ddfs.deploy.DeployOrder`; ``user_data`` is text. With a ``token`` (16 to 64
+    letters, digits and -) the domain is taken back unless it is confirmed by
+    ``PUT /v1/deployments/{token}`` within a minute after the answer; without, it stays if the
+    answer could be given.
     """
 
     __pydantic_config__ = _STRICT
@@ -27,13 +30,18 @@ class Deploy:
     arch: str | None = None
     user_data: str | None = None
     xml: str | None = None
+    token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacles:
-    """Why a host cannot run it, a line each; empty if it can."""
+    """Why a host cannot run it, a line each; empty if it can.
+
+    Without ``knows_template`` the template has to be registered there first.
+    """
 
     reasons: tuple[str, ...]
+    knows_template: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,18 @@ class Deploying(Protocol):
         """Why this host cannot run it; changes nothing."""
         ...
 
-    async def deploy(self, request: Deploy) -> DeployedDomain:
-        """Makes a domain and starts it; after an error or a cancellation nothing is left."""
+    async def deploy(self, request: Deploy, token: str) -> DeployedDomain:
+        """Makes a domain and starts it; after an error or a cancellation nothing is left, nor
+        unless it is confirmed within a minute.
+        """
+        ...
+
+    async def confirm(self, token: str) -> None:
+        """The domain that was made with that token stays; :class:`errors.NotDeployedError`."""
+        ...
+
+    async def withdraw(self, token: str) -> None:
+        """Ends and takes back what was asked for with that token, unless it is confirmed."""
         ...
 
     async def discard(self, name: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import trio
+from fastapi import APIRouter
 
 from ddfs import errors
 from ddfs.control.action_messages import (
@@ -44,6 +45,7 @@ from ddfs.control.messages import (
     TemplateStatus,
 )
 from ddfs.control.server import serve
+from ddfs.control.version_messages import Declared
 
 
 def make_status(name: str, **changes: object) -> TemplateStatus:
@@ -178,11 +180,16 @@ class FakeDeploying:
         self.was_cancelled = threading.Event()
         self.deployed: list[Deploy] = []
         self.discarded: list[str] = []
+        self.knows_template = True
+        self.lent: set[str] = set()
+        self.confirmed: list[str] = []
+        self.on_confirm = lambda: None
+        self.withdrawn: list[str] = []
 
     async def obstacles(self, request: Deploy) -> Obstacles:
-        return Obstacles((self.obstacle,) if self.obstacle else ())
+        return Obstacles((self.obstacle,) if self.obstacle else (), self.knows_template)
 
-    async def deploy(self, request: Deploy) -> DeployedDomain:
+    async def deploy(self, request: Deploy, token: str) -> DeployedDomain:
         if self.is_slow:
             self.has_begun.set()
             try:
@@ -192,7 +199,20 @@ class FakeDeploying:
         if self.deployed:
             raise errors.NameTakenError(f"a domain called {request.name} is there already")
         self.deployed.append(request)
+        self.lent.add(token)
         return DeployedDomain(request.name, "u-u-i-d", f"/pool/{request.name}.qcow2")
+
+    async def confirm(self, token: str) -> None:
+        self.on_confirm()
+        await trio.lowlevel.checkpoint()
+        if token not in self.lent:
+            raise errors.NotDeployedError("it is taken back")
+        self.lent.discard(token)
+        self.confirmed.append(token)
+
+    async def withdraw(self, token: str) -> None:
+        self.lent.discard(token)
+        self.withdrawn.append(token)
 
     async def discard(self, name: str) -> None:
         self.discarded.append(name)
@@ -211,6 +231,9 @@ class FakeService:
         self.asked: list[GateQuestion] = []
         self.removed: list[tuple[str, bool]] = []
         self.added: list[AddTemplate] = []
+        self.declared: list[AddTemplate] = []
+        # Why no template can be registered here.
+        self.refusal: str | None = None
         self.started: list[str] = []
         self.gate_seconds = 0.0
         self.seeds: list[str] = []
@@ -255,6 +278,8 @@ class FakeService:
 
     async def add_template(self, request: AddTemplate) -> TemplateStatus:
         self._check()
+        if self.refusal is not None:
+            raise errors.InvalidValueError(self.refusal)
         if request.name in self.known:
             raise errors.TemplateExistsError(f"{request.name!r} is taken")
         status = make_status(request.name, source=request.source, format=request.format or "qcow2")
@@ -263,8 +288,7 @@ class FakeService:
         return status
 
     async def remove_template(self, name: str, purge: bool) -> None:
-        self.template(name)
-        del self.known[name]
+        del self.known[self.template(name).name]
         self.removed.append((name, purge))
 
     def prefetch(self, names: Sequence[str]) -> list[TemplateStatus]:
@@ -370,7 +394,12 @@ class RunningDaemon:
                 self._is_up.set()
 
     async def _start(self, service: FakeService, *, task_status: trio.TaskStatus[None]) -> None:
-        await serve(service, self.path, self.reader_path, task_status=task_status)
+        more = [_declarations(service)]
+        await serve(service, self.path, self.reader_path, more=more, task_status=task_status)
+
+    def break_off(self) -> None:
+        """As :meth:`stop`, from inside."""
+        self._scope.cancel()
 
     def stop(self) -> None:
         if self._token is not None and self._thread is not None and self._thread.is_alive():
@@ -379,6 +408,17 @@ class RunningDaemon:
             self._thread.join()
         if self._failure is not None:
             raise self._failure
+
+
+def _declarations(service: FakeService) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v1/declarations")
+    async def declared() -> Declared:
+        """What is declared about every name, secrets included."""
+        return Declared(tuple(service.declared))
+
+    return router
 
 
 @contextmanager

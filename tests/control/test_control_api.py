@@ -186,7 +186,7 @@ def test_the_reader_socket_changes_nothing(daemon: RunningDaemon, service: FakeS
         for method in operations
         if method != "get"
     ]
-    assert len(changing) >= 17
+    assert len(changing) >= 19
     for method, path in changing:
         target = path.replace("{name}", "alpine").replace("{domain}", "vm")
         status, _, body = curl(daemon.reader_path, target, "-X", method.upper(), "--data", "{}")

@@ -89,10 +89,6 @@ def test_the_first_host_gets_it_with_a_seed(
     assert "one: a domain called vm is there already" in again.stderr
 
 
-def unknown_template(node: Node, template: str) -> None:
-    node.ddfs.ddfs("template", "remove", template)
-
-
 def no_daemon(node: Node, template: str) -> None:
     node.ddfs.stop()
 
@@ -118,7 +114,6 @@ def disk_in_the_way(node: Node, template: str) -> None:
 
 
 FAULTS = {
-    unknown_template: "no template is called",
     no_daemon: "",
     no_disk_pool: "pool default is not active",
     no_template_pool: "libvirt does not show the template pool",
@@ -158,23 +153,60 @@ def test_what_fails_on_one_host_is_taken_back_and_the_next_one_gets_it(
         mend(nodes[0], template)
 
 
+def test_what_cannot_be_written_to_is_called_read_only(
+    nodes: list[Node], settings: Path, template: str
+) -> None:
+    node = nodes[0]
+    node.run("mount", "-t", "tmpfs", "-o", "ro", "ddfs-lab", node.ddfs.vms)
+    node.run("mount", "--bind", node.ddfs.images, node.ddfs.images)
+    node.run("mount", "-o", "remount,bind,ro", node.ddfs.images)
+    try:
+        done = deploy(settings, template, "--host", "one")
+    finally:
+        node.run("umount", node.ddfs.vms)
+        node.run("umount", node.ddfs.images)
+    assert done.returncode == 4
+    assert f"{node.ddfs.vms} is read-only" in done.stderr
+    assert f"primary storage {node.ddfs.images} is read-only" in done.stderr
+    assert "too little room" not in done.stderr
+
+
+def test_a_host_that_does_not_know_the_template_gets_it_as_another_has_it(
+    nodes: list[Node], settings: Path, template: str
+) -> None:
+    """And has it no more, where it was for nothing."""
+    before = nodes[0].files()
+    source = nodes[2].ddfs.template(template)["source"]
+    for node in nodes[:2]:
+        node.ddfs.ddfs("template", "remove", template)
+    no_start(nodes[0], template)
+    done = deploy(settings, template, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["host"] == "two"
+    for name in ("one", "two"):
+        assert f"ddfs: {name}: {template} is registered there" in done.stderr
+    assert runs_on(nodes[1])
+    assert nodes[1].ddfs.template(template)["source"] == source
+    unknown = nodes[0].ddfs.ddfs("template", "show", template, check=False)
+    assert "no template is called" in unknown.stderr
+    assert nodes[0].files() == before
+    assert not list(nodes[0].ddfs.images.glob(f"{template}@*"))
+
+
 def test_a_download_that_fails_leaves_nothing(
     nodes: list[Node], settings: Path, template: str, lab_directory: Path
 ) -> None:
     with site(lab_directory / "gone", [None]) as shop:
         dead = shop.publish("dead", size=8 * MIB)
-        for node in nodes[:2]:
-            node.ddfs.ddfs("template", "add", "dead", dead.source)
+        nodes[0].ddfs.ddfs("template", "add", "dead", dead.source)
     before = [node.files() for node in nodes]
-    done = deploy(settings, "dead", "--host", "one", "--host", "two")
+    done = deploy(settings, "dead", "--host", "one")
     assert (done.returncode, done.stdout) == (4, "")
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ddfs: vm runs nowhere: one: ")
-    assert "; two: " in last
+    assert last.startswith("ddfs: vm runs nowhere: one: dead.qcow2: ")
     assert [node.files() for node in nodes] == before
-    assert all(not node.domains() for node in nodes)
-    for node in nodes[:2]:
-        node.ddfs.ddfs("template", "remove", "dead")
+    assert not nodes[0].domains()
+    nodes[0].ddfs.ddfs("template", "remove", "dead")
 
 
 def test_a_document_that_one_host_cannot_define(
@@ -198,6 +230,8 @@ def test_what_no_host_has(nodes: list[Node], settings: Path, template: str) -> N
     for node in nodes:
         assert f"{node.name}: the host is of architecture x86_64, not s390x" in done.stderr
         assert node.domains() == set()
+    last = done.stderr.strip().splitlines()[-1]
+    assert all(f"{node.name}: " in last for node in nodes), "every host's reason"
     assert "MiB of memory are free" in done.stderr
     unknown = deploy(settings, template, "--host", "nine")
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
@@ -244,6 +278,6 @@ def test_ctrl_c_in_the_start_leaves_nothing(
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=30)[1]
     assert process.returncode == 130
-    assert said == "ddfs: vm is taken back over there\n"
-    wait_until(lambda: not nodes[0].domains(), "the domain is gone")
-    wait_until(lambda: nodes[0].files() == before, "its files are gone")
+    assert said == "ddfs: one: vm was taken back\n"
+    assert not nodes[0].domains()
+    assert nodes[0].files() == before

@@ -1,0 +1,300 @@
+"""A new domain on this host from one of its templates: all of it, or nothing.
+
+Before a step is done it is written down what would have to be taken back, so that a daemon
+that dies midway leaves nothing behind either: the next one takes it back.
+
+A domain is lent until whoever asked for it has confirmed it. One who lost the connection
+before the answer goes on to another host, and must not have two.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from ddfs import errors
+from ddfs.clone import CloneOrder
+from ddfs.deploy.order import Deployed, DeployOrder
+from ddfs.deploy.ports import Disks, Hypervisor, Pools
+from ddfs.deploy.suitability import Judge, Suitability
+from ddfs.deploy.traces import Notes, Traces
+from ddfs.image.seed_disk import seed_disk
+from ddfs.templates import Templates
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# A confirmation follows the answer at once; this is for a connection that is slow or stalls.
+CONFIRM_SECONDS: Final = 60.0
+
+# libvirt may take long to end a guest; then it goes on without us, and we look again.
+UNDO_SECONDS: Final = 60.0
+UNDO_AGAIN_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 2.0
+
+# A UUID fits. Whoever asks chooses it, and nobody else can guess it.
+_TOKEN: Final = re.compile(r"[A-Za-z0-9-]{16,64}")
+
+_limiter = trio.CapacityLimiter(1)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A deployment under way, or waiting for its turn."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    has_ended: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(frozen=True)
+class _Lent:
+    """A domain that runs and was not confirmed yet."""
+
+    traces: Traces
+    until: float
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What could not be taken back yet."""
+
+    traces: Traces
+    token: str | None
+
+
+class Deployments:
+    """Makes domains, one after the other: two must not both take the last memory.
+
+    *directory* holds the notes of unfinished ones. ``pool_is_active`` tells whether libvirt
+    shows the template pool, ``most_bytes`` the room that primary storage could make at most
+    (or raises why there is none). :meth:`run` has to run as long as deployments are made.
+    """
+
+    def __init__(
+        self,
+        templates: Templates,
+        disks: Disks,
+        pools: Pools,
+        hypervisor: Hypervisor,
+        directory: Path,
+        *,
+        pool_is_active: Callable[[], Awaitable[bool]],
+        most_bytes: Callable[[], int],
+    ) -> None:
+        self._templates = templates
+        self._disks = disks
+        self._pools = pools
+        self._hypervisor = hypervisor
+        self._notes = Notes(directory)
+        self._judge = Judge(templates, pools, hypervisor, pool_is_active, most_bytes)
+        self._one = trio.Lock()
+        self._attempts: dict[str, _Attempt] = {}
+        self._lent: dict[str, _Lent] = {}
+        self._left: dict[str, _Left] = {}
+
+    async def judge(self, order: DeployOrder) -> Suitability:
+        """Whether this host can run it, as far as one can know; changes nothing."""
+        return await self._judge.judge(order)
+
+    # -- making ----------------------------------------------------------------------------
+
+    async def make(self, order: DeployOrder, token: str) -> Deployed:
+        """Make disk, seed and domain, and start it; the template has to be here.
+
+        It is lent: taken back unless :meth:`confirm` is called with the *token* within
+        :data:`CONFIRM_SECONDS`. After any error or a cancellation nothing of it is left on this
+        host; what cannot be taken back at once is logged, and taken back later. Raises what
+        its parts raise, :class:`errors.NotHereYetError`, and
+        :class:`errors.NotDeployedError` where :meth:`withdraw` was called meanwhile.
+        """
+        if _TOKEN.fullmatch(token) is None or token in self._attempts or token in self._lent:
+            raise errors.InvalidValueError("token: 16 to 64 letters, digits and -, never used")
+        attempt = self._attempts[token] = _Attempt()
+        try:
+            with attempt.scope:
+                return await self._make_in_turn(order, token)
+        finally:
+            del self._attempts[token]
+            attempt.has_ended.set()
+        raise errors.NotDeployedError(f"{order.name}: taken back, as was asked for")
+
+    async def _make_in_turn(self, order: DeployOrder, token: str) -> Deployed:
+        async with self._one:
+            template = self._templates.newest(order.template)
+            if not await self._templates.confirm_published(template):
+                raise errors.NotHereYetError(
+                    f"{template.file_name} is not here; run: ddfs prefetch {template.name}"
+                )
+            await self._refuse_taken(order.name)
+            traces = Traces(order.name, str(uuid.uuid4()), order.pool)
+            try:
+                made = await self._make(order, template.exact_name, traces)
+            except BaseException:
+                await self._take_back(traces, token)
+                raise
+            self._lent[token] = _Lent(traces, trio.current_time() + CONFIRM_SECONDS)
+            log.info("%s: deployed from %s", order.name, template.file_name)
+            return made
+
+    async def _refuse_taken(self, name: str) -> None:
+        for left in [left for left in self._left.values() if left.traces.name == name]:
+            await self._take_back(left.traces, left.token)
+            if left.traces.uuid in self._left:
+                raise errors.NameTakenError(
+                    f"an earlier deployment of {name} is still to be taken back; the log of the "
+                    "daemon says what is in the way"
+                )
+        if await self._hypervisor.has_domain(name):
+            raise errors.NameTakenError(f"a domain called {name} is there already")
+
+    async def _make(self, order: DeployOrder, template: str, traces: Traces) -> Deployed:
+        directory = await self._pools.directory(order.pool)
+        disk = directory / f"{order.name}.qcow2"
+        await self._announce(traces, disk)
+        try:
+            # The version that was looked at: a newer one may come meanwhile.
+            clone = CloneOrder(template, disk.name, order.pool, order.disk_size)
+            await self._disks.make(clone)
+        except errors.NameTakenError:
+            # Somebody was faster: it is not ours to take back.
+            traces.files.remove(str(disk))
+            raise
+        seed = None
+        if order.user_data is not None:
+            seed = directory / f"{order.name}-seed.iso"
+            await self._announce(traces, seed)
+            await _run(_write_seed, seed, traces.uuid, order.name, order.user_data)
+            await self._pools.refresh(order.pool)
+        made = Deployed(order.name, traces.uuid, disk, seed)
+        await self._hypervisor.define(order, made, await self._hypervisor.facts())
+        await self._hypervisor.start(traces.uuid)
+        return made
+
+    async def _announce(self, traces: Traces, path: Path) -> None:
+        """Write down that *path* is about to be made; it must not be there."""
+        if await _run(os.path.lexists, path):
+            raise errors.NameTakenError(f"{path} is there already; choose another name for the VM")
+        traces.files.append(str(path))
+        await _run(self._notes.write, traces)
+
+    # -- lent ------------------------------------------------------------------------------
+
+    async def confirm(self, token: str) -> None:
+        """The domain stays. :class:`errors.NotDeployedError` where it was taken back already;
+        after :class:`errors.StorageError` it will be, unless it is confirmed again.
+        """
+        lent = self._lent.pop(token, None)
+        if lent is None:
+            raise errors.NotDeployedError(
+                "it was not confirmed in time, or has been withdrawn, and is taken back"
+            )
+        with trio.CancelScope(shield=True):
+            try:
+                await _run(self._notes.remove, lent.traces)
+            except errors.StorageError:
+                self._lent[token] = lent
+                raise
+
+    async def withdraw(self, token: str) -> None:
+        """End the deployment with that token, however far it is; then nothing of it is left.
+
+        Of one that is confirmed or not known, nothing is done. Raises
+        :class:`errors.NotDeployedError` for what could not be taken back yet.
+        """
+        attempt = self._attempts.get(token)
+        if attempt is not None:
+            attempt.scope.cancel()
+            await attempt.has_ended.wait()
+        lent = self._lent.pop(token, None)
+        if lent is not None:
+            await self._take_back(lent.traces, token)
+        for left in self._left.values():
+            if left.token == token:
+                raise errors.NotDeployedError(
+                    f"{left.traces.name}: not everything could be taken back yet; the daemon goes "
+                    "on trying, and its log says what is in the way"
+                )
+
+    # -- taking back -----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take back what a daemon that died had begun; from then on what is not confirmed in
+        time, and what could not be taken back at once. Until cancelled.
+        """
+        await self._recover()
+        again_at = trio.current_time()
+        while True:
+            now = trio.current_time()
+            for token, lent in list(self._lent.items()):
+                if lent.until <= now and self._lent.pop(token, None) is not None:
+                    name = lent.traces.name
+                    log.warning("%s: nobody has confirmed its deployment; taken back", name)
+                    await self._take_back(lent.traces, token)
+            if again_at <= now:
+                for left in list(self._left.values()):
+                    await self._take_back(left.traces, left.token)
+                again_at = now + UNDO_AGAIN_SECONDS
+            await trio.sleep(_LOOK_SECONDS)
+
+    async def _recover(self) -> None:
+        # Else the note of one that has just begun would be among them.
+        async with self._one:
+            try:
+                found, broken = await _run(self._notes.read)
+            except errors.StorageError as error:
+                found, broken = [], [str(error)]
+            for line in broken:
+                log.error("%s", line)
+            lent = {lent.traces.uuid for lent in self._lent.values()}
+            for traces in found:
+                if traces.uuid not in lent:
+                    name = traces.name
+                    log.warning("%s: its deployment was interrupted, and is taken back", name)
+                    self._left[traces.uuid] = _Left(traces, None)
+
+    async def _take_back(self, traces: Traces, token: str | None) -> None:
+        """Not cancellable. What fails here is logged, since what failed first is what is to be
+        told; the note stays, and :meth:`run` tries again.
+        """
+        self._left[traces.uuid] = _Left(traces, token)
+        again = f"tried again in {UNDO_AGAIN_SECONDS:.0f} s, and when the daemon starts"
+        with trio.move_on_after(UNDO_SECONDS) as scope:
+            scope.shield = True
+            try:
+                await self._hypervisor.remove(traces.uuid)
+                await _run(traces.delete_files)
+                if traces.files:
+                    await self._pools.refresh(traces.pool)
+                await _run(self._notes.remove, traces)
+                self._left.pop(traces.uuid, None)
+            except errors.DdfsError as error:
+                log.error("%s: not taken back: %s; %s", traces.name, error, again)
+        if scope.cancelled_caught:
+            text = f"not taken back within {UNDO_SECONDS:.0f} s"
+            log.error("%s: %s; %s", traces.name, text, again)
+
+
+async def _run(function: Callable[..., T], *arguments: object) -> T:
+    return await trio.to_thread.run_sync(function, *arguments, limiter=_limiter)
+
+
+def _write_seed(path: Path, instance: str, name: str, user_data: bytes) -> None:
+    data = seed_disk(instance, name, user_data)
+    try:
+        # Passwords are in it. libvirt gives it to QEMU's user.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        raise errors.StorageError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,120 @@
+"""May a host run a domain? Asked before anything is done on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from ddfs import errors
+from ddfs.deploy.order import DeployOrder
+from ddfs.deploy.ports import Hypervisor, Pools
+from ddfs.model import GiB, MiB, Template
+from ddfs.templates import Templates
+
+T = TypeVar("T")
+
+# Beside what the guest gets, QEMU needs some; a host that swaps starts nothing more.
+MEMORY_TO_SPARE_BYTES: Final = 128 * MiB
+
+# An overlay begins with some hundred KiB and grows with what the guest writes.
+ROOM_FOR_OVERLAY_BYTES: Final = GiB // 4
+
+_limiter = trio.CapacityLimiter(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Suitability:
+    """``obstacles`` are why a host cannot run it, a line each; it may be that it could but does
+    not know the template.
+    """
+
+    obstacles: Sequence[str]
+    knows_template: bool
+
+
+class Judge:
+    """Judges this host; the arguments are those of :class:`ddfs.deploy.Deployments`."""
+
+    def __init__(
+        self,
+        templates: Templates,
+        pools: Pools,
+        hypervisor: Hypervisor,
+        pool_is_active: Callable[[], Awaitable[bool]],
+        most_bytes: Callable[[], int],
+    ) -> None:
+        self._templates = templates
+        self._pools = pools
+        self._hypervisor = hypervisor
+        self._pool_is_active = pool_is_active
+        self._most_bytes = most_bytes
+
+    async def judge(self, order: DeployOrder) -> Suitability:
+        """All that can be known. Changes nothing; what cannot be asked is an obstacle too."""
+        found = []
+        try:
+            found += await self._obstacles_on_host(order)
+            directory = await self._pools.directory(order.pool)
+            found += await _run(_obstacles_in, directory, order)
+            if not await self._pool_is_active():
+                found.append("libvirt does not show the template pool; run: ddfs pool define")
+        except errors.DdfsError as error:
+            found.append(str(error))
+        try:
+            template = self._templates.newest(order.template)
+        except errors.UnknownTemplateError:
+            return Suitability(found, knows_template=False)
+        try:
+            missing = await _run(self._missing_room, template)
+        except errors.DdfsError as error:
+            return Suitability([*found, str(error)], knows_template=True)
+        if missing > 0:
+            found.append(f"primary storage has {missing // MiB} MiB too little room")
+        return Suitability(found, knows_template=True)
+
+    async def _obstacles_on_host(self, order: DeployOrder) -> list[str]:
+        found = []
+        facts = await self._hypervisor.facts()
+        arch, memory = self._hypervisor.needs(order)
+        if arch not in (None, facts.arch):
+            found.append(f"the host is of architecture {facts.arch}, not {arch}")
+        if memory + MEMORY_TO_SPARE_BYTES > facts.free_memory_bytes:
+            found.append(
+                f"{facts.free_memory_bytes // MiB} MiB of memory are free, "
+                f"{(memory + MEMORY_TO_SPARE_BYTES) // MiB} are needed"
+            )
+        if await self._hypervisor.has_domain(order.name):
+            found.append(f"a domain called {order.name} is there already")
+        return found
+
+    def _missing_room(self, template: Template) -> int:
+        """Bytes that cannot be had there even if all else goes; the fetch sees to the rest."""
+        if self._templates.published(template):
+            return 0
+        return template.size - self._most_bytes()
+
+
+def _obstacles_in(directory: Path, order: DeployOrder) -> list[str]:
+    paths = [directory / f"{order.name}.qcow2"]
+    if order.user_data is not None:
+        paths.append(directory / f"{order.name}-seed.iso")
+    found = [f"{path} is there already" for path in paths if os.path.lexists(path)]
+    try:
+        room = os.statvfs(directory)
+    except OSError as error:
+        return [*found, f"{directory}: {error.strerror}"]
+    # A file system that is read-only often says that it is full as well.
+    if room.f_flag & os.ST_RDONLY:
+        found.append(f"{directory} is read-only; pool {order.pool} needs to be written to")
+    elif room.f_bavail * room.f_frsize < ROOM_FOR_OVERLAY_BYTES:
+        found.append(f"{directory} has too little room for a new disk")
+    return found
+
+
+async def _run(function: Callable[..., T], *arguments: object) -> T:
+    return await trio.to_thread.run_sync(function, *arguments, limiter=_limiter)
