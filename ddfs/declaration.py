@@ -179,6 +179,12 @@ def parse_duration(text: str) -> int:
     return int(match[1]) * _DURATION_UNITS[match[2]]
 
 
+def format_duration(seconds: int) -> str:
+    """*seconds* as :func:`parse_duration` reads it, in the largest unit that fits."""
+    unit, length = next((u, s) for u, s in reversed(_DURATION_UNITS.items()) if seconds % s == 0)
+    return f"{seconds // length}{unit}"
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise errors.InvalidValueError(f"a text that is not empty, not {value!r}")

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ddfs.declaration import SECRET_KEYS, Declaration
+from ddfs.declaration import SECRET_KEYS, Declaration, format_duration
 
 
 class Kind(enum.Enum):
@@ -78,4 +78,7 @@ def _changes(before: Declaration | None, after: Declaration) -> tuple[Change, ..
 def _text(key: str, value: object) -> str | None:
     if value is None:
         return None
-    return "(secret)" if key in SECRET_KEYS else str(value)
+    if key in SECRET_KEYS:
+        return "(secret)"
+    # As it is written in a file.
+    return format_duration(value) if key == "check_every" and isinstance(value, int) else str(value)

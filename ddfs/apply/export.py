@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ddfs.declaration import SECRET_KEYS, Declaration
+from ddfs.declaration import SECRET_KEYS, Declaration, format_duration
 
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
-_DURATIONS: Final = (("w", 7 * 86400), ("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 def exported(declarations: Mapping[str, Declaration], *, with_secrets: bool) -> str:
@@ -27,7 +26,7 @@ def _table(name: str, plain: Mapping[str, Any], with_secrets: bool) -> Iterator[
         if key in SECRET_KEYS and not with_secrets:
             yield f"# {key} = [{len(value)} not shown; export with --with-secrets]"
         else:
-            yield f"{key} = {_duration(value) if key == 'check_every' else _value(value)}"
+            yield f"{key} = {_value(format_duration(value) if key == 'check_every' else value)}"
 
 
 def _value(value: Any) -> str:
@@ -43,8 +42,3 @@ def _value(value: Any) -> str:
 def _string(text: str) -> str:
     # A basic string escapes as JSON does, and DEL as well (TOML 1.0).
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _duration(seconds: int) -> str:
-    unit, length = next((u, s) for u, s in _DURATIONS if seconds % s == 0)
-    return _string(f"{seconds // length}{unit}")

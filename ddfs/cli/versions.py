@@ -69,6 +69,9 @@ def update(
     checksum: Annotated[
         str | None, typer.Option(metavar="ALG:HEX", help="What the new version must match.")
     ] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="Its size once it is unpacked.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a new version of what the source is now; where it has not changed, none.
@@ -79,8 +82,8 @@ def update(
     from ddfs.control.version_messages import UpdateTemplate
 
     session = session_of(context)
-    wanted, source = _update_what(names or [], every, checksum)
-    request = UpdateTemplate(source, checksum)
+    wanted, source = _update_what(names or [], every, checksum, size)
+    request = UpdateTemplate(source, checksum, size)
     updated: list[Updated] = []
     failures: list[errors.DdfsError] = []
     chosen = families(session, wanted)
@@ -100,11 +103,11 @@ def update(
 
 
 def _update_what(
-    names: list[str], every: bool, checksum: str | None
+    names: list[str], every: bool, checksum: str | None, size: int | None
 ) -> tuple[list[str], str | None]:
     if every:
-        if names or checksum:
-            raise errors.InvalidValueError("--all: goes with no name and no checksum")
+        if names or checksum or size:
+            raise errors.InvalidValueError("--all: goes with no name, checksum or size")
         return [], None
     if not names:
         raise errors.InvalidValueError("name a template, or give --all")
@@ -113,8 +116,10 @@ def _update_what(
         from ddfs.cli.paths import absolute
 
         return rest, absolute(last)
-    if checksum and len(names) > 1:
-        raise errors.InvalidValueError("--checksum: goes with one name")
+    if (checksum or size) and len(names) > 1:
+        raise errors.InvalidValueError(
+            f"--{'checksum' if checksum else 'size'}: goes with one name"
+        )
     return names, None
 
 

@@ -28,13 +28,14 @@ class UpdateTemplate:
     """The body of ``POST /v1/templates/{name}/update``.
 
     What is not None is declared differently from now on; a new content may need a new
-    checksum.
+    checksum, or to be unpacked to another size.
     """
 
     __pydantic_config__ = _STRICT
 
     source: str | None = None
     checksum: str | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -423,7 +423,10 @@ def _visit_of(response: httpx.Response, url: str) -> Visit:
 
 def _expect(response: httpx.Response, url: str, status: int) -> None:
     if response.status_code != status:
-        raise errors.MirrorError(url, f"refuses (HTTP {response.status_code})")
+        # What is asked here is mostly a source, which credentials may open.
+        login = ": it wants a login (--header, --token-file, --netrc-file)"
+        hint = login if response.status_code == 401 else ""
+        raise errors.MirrorError(url, f"refuses (HTTP {response.status_code}){hint}")
 
 
 def _check_range(response: httpx.Response, url: str, wanted: ByteRange, size: int | None) -> int:

@@ -40,7 +40,7 @@ async def describe(
 ) -> Ordinary:
     """The image at *url*, of which the operator said the digests *known*.
 
-    Raises :class:`errors.MirrorsExhaustedError` when its server does not say its size, and
+    Raises :class:`errors.MirrorError` when its server does not say its size, and
     :class:`errors.DocumentError` when server and operator contradict each other.
     *may_use_offers*: whether hashes that only the server says, unsigned, may count.
     """
@@ -63,22 +63,14 @@ async def describe(
 
 
 async def _look(url: str, documents: Documents) -> Look:
-    try:
-        look = await documents.look_at(url)
-    except errors.MirrorError as error:
-        failure = error
-    else:
-        if look.size is not None and 0 <= look.size <= MAX_SIZE:
-            return look
-        headers = look.answers[-1].headers if look.answers else {}
-        encoding = headers.get("content-encoding", "identity")
-        reason = "does not say how large the file is"
-        if encoding != "identity":
-            reason = f"sends {encoding[:40]!r}, not the plain file"
-        failure = errors.MirrorError(url, reason)
-    raise errors.MirrorsExhaustedError(
-        "the size is not known, and the only mirror did not say it", (failure,)
-    )
+    look = await documents.look_at(url)
+    if look.size is not None and 0 <= look.size <= MAX_SIZE:
+        return look
+    headers = look.answers[-1].headers if look.answers else {}
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise errors.MirrorError(url, f"sends {encoding[:40]!r}, not the plain file")
+    raise errors.MirrorError(url, "does not say how large the file is")
 
 
 def _offer(url: str, look: Look) -> links.Offer:

@@ -111,7 +111,8 @@ def test_lines_of_keys_however_they_are_written() -> None:
 
 def test_a_difference_is_shown_without_secrets_and_then_is_none() -> None:
     before = Declaration("https://e.org/a", checksum=Digest.parse(SHA))
-    after = Declaration("https://e.org/b", access=Access(headers=("Cookie: sesame",)))
+    secret = Access(headers=("Cookie: sesame",))
+    after = Declaration("https://e.org/b", check_every=129600, access=secret)
     there = {"a": before, "old": before}
     steps = difference({"a": after, "new": after}, there, prune=True)
     assert [(step.kind, step.name) for step in steps] == [
@@ -123,6 +124,7 @@ def test_a_difference_is_shown_without_secrets_and_then_is_none() -> None:
     assert "sesame" not in text
     assert f"  - checksum = {SHA}" in text
     assert "  + source = https://e.org/b" in text
+    assert "  + check_every = 36h" in text
     assert difference(there, there, prune=True) == []
     assert difference({}, there, prune=False) == []
 

@@ -141,7 +141,8 @@ def test_templates_behind_logins(host: Host, servers: Servers) -> None:
     assert "everybody on this host can read it" in warned.stderr
     refused = host.ddfs("template", "add", "no", servers.url("login"), *trust, check=False)
     assert refused.returncode == 3
-    assert "401" in refused.stderr
+    assert f"{servers.url('login')}: refuses (HTTP 401): it wants a login" in refused.stderr
+    assert refused.stderr.count("\n") == 1
     assert any(" 302 /moved/disk.img " in line for line in servers.lines("login"))
     assert all(line.endswith(" client=SUCCESS") for line in servers.lines("mutual"))
     # A login is changed by saying it again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import os
@@ -12,7 +13,7 @@ import pytest
 from lab.domain import Disk, Domain, make_overlay
 from lab.host import Host
 from lab.libvirtd import Libvirtd
-from lab.metalink import sha256_of, write_metalink
+from lab.metalink import MIB, sha256_of, write_metalink
 from lab.processes import wait_until
 from lab.readers import Readers
 from lab.site import Published, Site
@@ -81,6 +82,21 @@ def test_where_nobody_knows_the_size_the_name_leads_to_the_image_once_it_is_ther
     host.serve()
     assert host.template("small")["state"] == "downloaded"
     assert host.template("small")["size"] == small.size
+
+
+def test_an_image_that_is_nearly_all_zeros_is_unpacked_once_its_size_is_said(
+    host: Host, fast_site: Site, directory: Path
+) -> None:
+    image = directory / "zeros.img"
+    image.write_bytes(b"boot" + bytes(24 * MIB))
+    packed = directory / "zeros.img.bz2"
+    packed.write_bytes(bz2.compress(image.read_bytes()))
+    host.ddfs("template", "add", "zeros", fast_site.publish_file(packed).source)
+    failed = host.ddfs("prefetch", "zeros", check=False)
+    assert (failed.returncode, "with --size" in failed.stderr) == (3, True)
+    host.ddfs("template", "update", "zeros", "--size", str(image.stat().st_size))
+    host.ddfs("prefetch", "zeros")
+    assert host.published("zeros").read_bytes() == image.read_bytes()
 
 
 def test_a_killed_daemon_unpacks_again_what_it_had_fetched(
