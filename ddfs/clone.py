@@ -20,7 +20,7 @@ import trio
 from ddfs import errors
 from ddfs.image import chain, disk, domain
 from ddfs.image.openers import processes_with_open
-from ddfs.model import MAX_SIZE, ImageFormat, Template
+from ddfs.model import MAX_SIZE, ImageFormat, PublishedFile, Template
 from ddfs.templates import Templates
 
 T = TypeVar("T")
@@ -129,7 +129,9 @@ class Clones:
         image_format = template.format if order.full else ImageFormat.QCOW2
         return Clone(path, image_format, size, how, replaced)
 
-    async def _source(self, template: Template, order: CloneOrder) -> tuple[Path | None, int]:
+    async def _source(
+        self, template: Template, order: CloneOrder
+    ) -> tuple[PublishedFile | None, int]:
         """The published file, where it is to be copied, and the size of the disk in it."""
         stated = _stated_size(template)
         if stated is not None and not order.full:
@@ -142,10 +144,11 @@ class Clones:
                 f"{template.file_name} is not here, and is needed for {why}; run: "
                 f"ddfs prefetch {template.name}"
             )
-        path = Path(published.path)
-        if stated is None:
-            stated = await _run(disk.virtual_size, path, template.format)
-        return (path if order.full else None), stated
+        if stated is None and template.format.qemu_name == "raw":
+            stated = published.size
+        elif stated is None:
+            stated = await _run(disk.virtual_size, Path(published.path), template.format)
+        return (published if order.full else None), stated
 
     async def _size(self, template: Template, order: CloneOrder, least: int, replaced: bool) -> int:
         """The new disk's, in bytes; a multiple of 512 unless it is a copy as it is."""
@@ -189,7 +192,7 @@ class Clones:
     async def _make(
         self,
         template: Template,
-        source: Path | None,
+        source: PublishedFile | None,
         path: Path,
         size: int,
         new_size: int | None,
@@ -202,7 +205,9 @@ class Clones:
                 backing = self._directory / template.file_name
                 await _run(new.overlay, backing, template.format, size)
             else:
-                is_shared = await _run(new.copy, source, trio.from_thread.check_cancelled)
+                check, path_of_it = trio.from_thread.check_cancelled, Path(source.path)
+                volume_bytes = source.size if source.is_volume else None
+                is_shared = await _run(new.copy, path_of_it, check, volume_bytes)
                 how = "reflink" if is_shared else "copy"
                 if new_size is not None:
                     await _run(new.grow, template.format, new_size)

@@ -66,6 +66,10 @@ class PrimarySettings:
     keep_free: Amount | None = None
     # Whether other hosts use the same directory.
     shared: bool = False
+    # Where templates are fetched to that become volumes of a pool; by default in state_dir.
+    staging: Path | None = None
+    # Whether a kind of pool may be used that was never run by those who wrote this.
+    untested: bool = False
 
 
 @dataclass(frozen=True)
@@ -226,11 +230,14 @@ def _host(table: _Table) -> HostSettings:
 def _primary(table: _Table) -> PrimarySettings:
     path, pool = table.optional_path("path"), table.text("pool", None)
     quota, keep_free = table.amount("quota"), table.amount("keep_free")
-    shared = table.flag("shared")
+    shared, untested = table.flag("shared"), table.flag("untested")
+    staging = table.optional_path("staging")
     table.refuse_unknown()
     if (path is None) == (pool is None):
         raise errors.ConfigError(f"{table.name}: give either path or pool")
-    return PrimarySettings(path, pool, quota, keep_free, shared)
+    if staging is not None and pool is None:
+        raise errors.ConfigError(f"{table.name}.staging: only for the volumes of a pool")
+    return PrimarySettings(path, pool, quota, keep_free, shared, staging, untested)
 
 
 def _gate(table: _Table) -> GateSettings:

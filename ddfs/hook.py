@@ -217,9 +217,10 @@ def _decide_alone(
 
 
 def _is_published(path: str) -> bool:
-    """Whether *path* is a symlink to a regular file that is there."""
+    """Whether *path* is a symlink to a regular file, or to a volume, that is there."""
     try:
-        return os.path.islink(path) and stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
+        return os.path.islink(path) and (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
     except OSError:
         return False
 

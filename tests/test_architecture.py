@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         "clone", "deploy", "image", "keeping",
     },
     "primary": {"errors", "model"},
-    "storages": {"errors", "model", "config", "image", "primary"},
+    "storages": {"errors", "model", "config", "image", "primary", "virt"},
     "catalogue": {"errors", "names", "model", "declaration", "versions"},
     "virt": {"errors", "model"},
     "notify": set(),

@@ -21,7 +21,7 @@ def describe(pools: Path, name: str, kind: str, target: str) -> None:
     )
 
 
-def paths_of(**primary: dict[str, str]) -> dict[str, Path]:
+def paths_of(**primary: dict[str, object]) -> dict[str, Path]:
     return storages.paths_of(config.parse({"mountpoint": "/m", "primary": primary}))
 
 
@@ -31,19 +31,39 @@ def test_pools_and_paths_in_their_order(pools: Path) -> None:
     assert list(found.items()) == [("first", Path("/a")), ("second", Path("/srv/nfs"))]
 
 
+def test_volumes_are_fetched_to_a_staging_first(pools: Path) -> None:
+    describe(pools, "disk", "disk", "/dev")
+    describe(pools, "vg", "logical", "/dev/vg")
+    found = paths_of(a={"pool": "disk", "staging": "/fast"}, b={"pool": "vg", "untested": True})
+    assert list(found.values()) == [Path("/fast"), Path("/var/lib/ddfs/staging/b")]
+
+
 @pytest.mark.parametrize(
     ("primary", "word"),
     [
-        ({"a": {"pool": "vg"}}, "holds devices and no files; give a pool of type dir, fs or netfs"),
+        (
+            {"a": {"pool": "vg"}},
+            "type logical, .* never tested with .* untested = true",
+        ),
+        ({"a": {"pool": "ceph"}}, "type rbd, in which ddfs cannot make volumes .* dir, disk, fs"),
+        ({"a": {"pool": "ceph", "untested": True}}, "type rbd, in which ddfs cannot make volumes"),
+        ({"a": {"pool": "disk", "shared": True}}, "only a directory can be shared"),
+        ({"a": {"pool": "nfs", "staging": "/s"}}, "staging: 'nfs' holds files"),
+        ({"a": {"path": "/a", "staging": "/s"}}, "staging: only for the volumes of a pool"),
+        ({"a": {"pool": "disk"}, "b": {"pool": "disk"}}, "pool disk is primary.a already"),
+        ({"a": {"pool": "disk", "staging": "/m/s"}}, "/m/s lies in the mountpoint itself"),
         ({"a": {"pool": "gone"}}, "libvirt has no pool 'gone'"),
         ({"a": {"path": "/m/x"}}, "lies in the mountpoint itself"),
         ({"a": {"path": "/a"}, "b": {"path": "/a/."}}, "primary.b: /a is primary.a already"),
     ],
 )
 def test_what_cannot_be_one_is_named(
-    pools: Path, primary: dict[str, dict[str, str]], word: str
+    pools: Path, primary: dict[str, dict[str, object]], word: str
 ) -> None:
     describe(pools, "vg", "logical", "/dev/vg")
+    describe(pools, "disk", "disk", "/dev")
+    describe(pools, "nfs", "netfs", "/srv/nfs")
+    (pools / "ceph.xml").write_text("<pool type='rbd'><name>ceph</name></pool>")
     with pytest.raises(errors.ConfigError, match=word):
         paths_of(**primary)
 

@@ -64,7 +64,9 @@ class Image(NamedTuple):
 
 
 class SealedFile(NamedTuple):
-    """A file without any permission to write, its ``path`` without symlinks, and which it is."""
+    """A file that nobody may write to, its ``path`` without symlinks, and which it is: of a
+    block device ``device`` is its own number and ``inode`` 0.
+    """
 
     file: DomainFile
     device: int
@@ -105,8 +107,8 @@ def domain_files(xml: bytes, mount: Mountpoint, pools: PoolTargets) -> tuple[Dom
 def sealed_files(files: Iterable[DomainFile], mount: Mountpoint) -> tuple[SealedFile, ...]:
     """Those of *files* that the domain would write to and that nobody may write.
 
-    A published template is such a file (mode 0444), under whatever name; so is much else,
-    and only the daemon knows which. What lies under the mountpoint is none.
+    A published template is such a file (mode 0444) or such a device, under whatever name; so is
+    much else, and only the daemon knows which. What lies under the mountpoint is none.
     """
     found = (_sealed(file, mount) for file in files if file.writable)
     return tuple(file for file in found if file is not None)
@@ -120,9 +122,20 @@ def _sealed(file: DomainFile, mount: Mountpoint) -> SealedFile | None:
         status = os.lstat(path)
     except (OSError, ValueError):
         return None
+    if stat.S_ISBLK(status.st_mode) and _is_read_only(status.st_rdev):
+        return SealedFile(file._replace(path=path), status.st_rdev, 0)
     if not stat.S_ISREG(status.st_mode) or status.st_mode & _ANYBODY_WRITES:
         return None
     return SealedFile(file._replace(path=path), status.st_dev, status.st_ino)
+
+
+def _is_read_only(device: int) -> bool:
+    """Whether the kernel lets nobody write to a block device (blockdev --setro)."""
+    try:
+        with open(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/ro", "rb") as file:
+            return file.read(1) == b"1"
+    except OSError:
+        return False
 
 
 def chain_problems(xml: bytes, mount: Mountpoint, pools: PoolTargets) -> tuple[str, ...]:

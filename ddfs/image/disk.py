@@ -65,14 +65,23 @@ class NewDisk:
         words = ("-q", "-f", "qcow2", "-F", backing_format.qemu_name, "-b", str(backing), "-u")
         _qemu_img("create", *words, str(self.path), str(size))
 
-    def copy(self, source: Path, check_cancelled: Callable[[], object]) -> bool:
+    def copy(
+        self,
+        source: Path,
+        check_cancelled: Callable[[], object],
+        volume_bytes: int | None = None,
+    ) -> bool:
         """Make it a copy of *source*; whether its blocks are shared (a reflink).
 
+        Of a device *volume_bytes* are copied, and not what it has behind them.
         *check_cancelled* is called now and then, and may raise.
         """
         with _translated(self.path):
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                if volume_bytes is not None:
+                    _copy_volume(fd, self._fd, volume_bytes, check_cancelled)
+                    return False
                 if _reflink(fd, self._fd):
                     return True
                 _copy_data(fd, self._fd, check_cancelled)
@@ -170,6 +179,20 @@ def _reflink(source: int, target: int) -> bool:
             return False
         raise
     return True
+
+
+def _copy_volume(
+    source: int, target: int, size: int, check_cancelled: Callable[[], object]
+) -> None:
+    """A device does not say where it has nothing: zeros are left out."""
+    os.ftruncate(target, size)
+    for at in range(0, size, MiB):
+        check_cancelled()
+        data = os.pread(source, min(MiB, size - at), at)
+        if not data:
+            raise OSError(errno.EIO, "the volume is shorter than what was published")
+        if data.strip(b"\0"):
+            os.pwrite(target, data, at)
 
 
 def _copy_data(source: int, target: int, check_cancelled: Callable[[], object]) -> None:

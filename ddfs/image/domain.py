@@ -82,6 +82,16 @@ class PoolTargets:
                 return target
         return None
 
+    def pool_kind(self, name: str) -> str | None:
+        """The type of pool *name* (``dir``, ``logical`` …), or None where there is none."""
+        if not name or "/" in name or "\0" in name:
+            return None
+        for directory in self._directories:
+            pool = _pool_in(os.path.join(directory, f"{name}.xml"), name)
+            if pool is not None:
+                return pool.get("type")
+        return None
+
     def volume_path(self, pool: str, volume: str) -> str | None:
         """The path of *volume* in a pool whose volumes are files of its target, or None."""
         target = self.pool_target(pool)
@@ -302,7 +312,15 @@ def _source_path(element: Element, pools: PoolTargets) -> str | None:
 
 
 def _target_in(path: str, name: str) -> str | None:
-    """The target of pool *name* in one of libvirt's files.
+    """The target of pool *name* in one of libvirt's files."""
+    pool = _pool_in(path, name)
+    target = pool.first("target") if pool is not None else None
+    where = target.first("path") if target is not None else None
+    return where.text if where is not None and where.text.startswith("/") else None
+
+
+def _pool_in(path: str, name: str) -> Element | None:
+    """Pool *name* in one of libvirt's files.
 
     The configuration holds ``<pool>``; the live state has it in ``<poolstate>``.
     """
@@ -315,11 +333,7 @@ def _target_in(path: str, name: str) -> str | None:
         return None
     pool = _pool_element(xml)
     stated = pool.first("name") if pool is not None else None
-    target = pool.first("target") if pool is not None else None
-    where = target.first("path") if target is not None else None
-    if stated is None or stated.text != name or where is None or not where.text.startswith("/"):
-        return None
-    return where.text
+    return pool if stated is not None and stated.text == name else None
 
 
 def _pool_element(xml: bytes) -> Element | None:

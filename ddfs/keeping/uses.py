@@ -84,11 +84,11 @@ def find_uses(
         for layer in layers:
             walk.add(layer.file.path, layer.format, owner, layer.file.optional)
     for path, owner in inventory.images.items():
-        walk.add(path, None, owner)
+        walk.add_listed(path, owner)
     for directory, owner in inventory.directories.items():
         walk.add_directory(directory, owner)
     for path in stored:
-        walk.add_directory(os.path.dirname(path), "")
+        walk.add_beside(path)
     walk.run()
     walk.look_at_processes()
     found = walk.found
@@ -102,6 +102,8 @@ class _Walk:
         self.found = _Found()
         self._pool = pool
         self._stored: dict[tuple[int, int], str] = {}
+        # Volumes of pools: devices, by their numbers.
+        self._stored_devices: dict[int, str] = {}
         self._stored_paths = frozenset(stored)
         # In order: a chain counts for who named it first, and domains come first.
         self._images: deque[tuple[str, str | None, str, bool]] = deque()
@@ -112,9 +114,14 @@ class _Walk:
         for path in stored:
             try:
                 status = os.lstat(path)
+                if stat.S_ISLNK(status.st_mode):  # LVM's names of devices
+                    status = os.stat(path)
             except OSError:
                 continue
-            self._stored[status.st_dev, status.st_ino] = path
+            if stat.S_ISBLK(status.st_mode):
+                self._stored_devices[status.st_rdev] = path
+            else:
+                self._stored[status.st_dev, status.st_ino] = path
 
     def obstacles(self, texts: Sequence[str]) -> None:
         """Something could not be looked at."""
@@ -124,6 +131,21 @@ class _Walk:
     def add(self, path: str, image_format: str | None, owner: str, may_miss: bool = False) -> None:
         """An image that *owner* names."""
         self._images.append((path, image_format, owner, may_miss))
+
+    def add_listed(self, path: str, owner: str) -> None:
+        """An image that a pool has. A published one is not used by being there."""
+        try:
+            status = os.stat(self._pool.mount.resolve(path))
+        except OSError:
+            status = None
+        is_device = status is not None and stat.S_ISBLK(status.st_mode)
+        if status is None or not is_device or status.st_rdev not in self._stored_devices:
+            self.add(path, None, owner)
+
+    def add_beside(self, stored: str) -> None:
+        """What lies where a published file does; devices all lie in one place."""
+        if stored not in self._stored_devices.values():
+            self.add_directory(os.path.dirname(stored), "")
 
     def add_directory(self, path: str, owner: str) -> None:
         """A directory whose files are images. With an empty *owner* each speaks for itself."""
@@ -198,6 +220,9 @@ class _Walk:
             # By another name: a hard link.
             self._note(self.found.of_path, ours, owner)
             return
+        if stat.S_ISBLK(status.st_mode) and status.st_rdev in self._stored_devices:
+            self._note(self.found.of_path, self._stored_devices[status.st_rdev], owner)
+            return
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
             return
         if stat.S_ISREG(status.st_mode):
@@ -220,14 +245,18 @@ class _Walk:
 
     def look_at_processes(self) -> None:
         """Whoever has a stored file open now, a loop device included."""
-        for owner, identity in _open_files({inode for _, inode in self._stored}):
-            path = self._stored.get(identity)
+        inodes = {inode for _, inode in self._stored}
+        for owner, status in _open_files(inodes, devices=bool(self._stored_devices)):
+            path = self._stored.get((status.st_dev, status.st_ino))
+            if stat.S_ISBLK(status.st_mode):
+                path = self._stored_devices.get(status.st_rdev)
             if path is not None:
                 self._note(self.found.of_path, path, owner)
 
 
-def _open_files(inodes: Set[int]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Who but this process has a file open whose inode number is one of *inodes*.
+def _open_files(inodes: Set[int], *, devices: bool) -> Iterator[tuple[str, os.stat_result]]:
+    """Who but this process has a file open whose inode number is one of *inodes*, or, with
+    *devices*, one in /dev.
 
     The number is read from fdinfo (proc(5)), which asks no file system: one that hangs, or
     our own mount, is only asked about a file that has such a number.
@@ -238,9 +267,11 @@ def _open_files(inodes: Set[int]) -> Iterator[tuple[str, tuple[int, int]]]:
             continue
         try:
             for descriptor in os.scandir(f"{process.path}/fdinfo"):
-                if _inode(descriptor.path) in inodes:
-                    status = os.stat(f"{process.path}/fd/{descriptor.name}")
-                    yield f"process {process.name}", (status.st_dev, status.st_ino)
+                name = f"{process.path}/fd/{descriptor.name}"
+                # A QEMU has a /dev of its own, with inodes of its own.
+                is_device = devices and os.readlink(name).startswith("/dev/")
+                if is_device or _inode(descriptor.path) in inodes:
+                    yield f"process {process.name}", os.stat(name)
         except OSError:
             continue
 

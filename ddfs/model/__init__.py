@@ -432,6 +432,10 @@ class PublishedFile:
     """A complete file in primary storage, and how to see that it is still the same.
 
     Owner and ctime are not part of it: libvirt changes them at every start.
+
+    It may be a volume that is a block device: then ``inode`` is 0, ``device`` is the device's
+    own number, ``mtime_ns`` a fingerprint of its bytes, and ``path`` may be a link to it. The
+    device may be larger than ``size``.
     """
 
     path: str
@@ -439,6 +443,11 @@ class PublishedFile:
     inode: int
     size: int
     mtime_ns: int
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is one."""
+        return self.inode == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -77,9 +78,9 @@ class DirectoryStorage:
         return self._partial_dir
 
     @property
-    def device(self) -> int:
-        """The number of the device that its files are on; found by ``prepare``."""
-        return self._device
+    def place(self) -> str:
+        """What its room is counted for: the device that its files are on, by ``prepare``."""
+        return f"device {self._device}"
 
     def prepare(self) -> None:
         """Check the directory, find the place for partial files, lock it.
@@ -222,6 +223,11 @@ class DirectoryStorage:
             self._count_no_more(published)
         return is_intact
 
+    def located(self, published: PublishedFile) -> PublishedFile:
+        """As it is found now: device numbers change at a reboot."""
+        found = self.identify(Path(published.path))
+        return published if found is None else replace(published, device=found.device)
+
     def mend(self, published: PublishedFile, source: int, ranges: Sequence[ByteRange]) -> None:
         """Write *ranges*, which the descriptor *source* has at the same places, into it.
 
@@ -285,7 +291,7 @@ class DirectoryStorage:
             self._room.promise(content_id, length, written)
 
     def _refuse_without_room(self, content_id: str, length: int, written: int) -> None:
-        total, free = self.figures()
+        total, free = self._file_system()
         if self._quota is not None:
             held, quota = self._held(besides=content_id), self._quota(total)
             missing = self._room.over_quota(content_id, length, written, held, quota)
@@ -323,6 +329,9 @@ class DirectoryStorage:
 
     def figures(self) -> tuple[int, int]:
         """Size of the file system and what an ordinary user could still write, in bytes."""
+        return self._file_system()
+
+    def _file_system(self) -> tuple[int, int]:
         with self._translated("cannot ask for free room"):
             answer = os.statvfs(self.path)
         return answer.f_blocks * answer.f_frsize, answer.f_bavail * answer.f_frsize

@@ -23,6 +23,7 @@ from ddfs.model import Manifest, MiB, PublishedFile
 from ddfs.spool.fetching import CLAIM_SECONDS, Order, Surroundings
 from ddfs.spool.partial import storage_errors
 from ddfs.spool.ports import Storage
+from ddfs.spool.publishing import publish
 from ddfs.spool.room import reserve
 from ddfs.spool.verify import holds_all_digests
 
@@ -81,11 +82,11 @@ async def _copy(
         with scope:
             # The journal of a fetch of before must not vouch for what a crash leaves here.
             await trio.to_thread.run_sync(target.discard, order.content_id)
-            await trio.to_thread.run_sync(
-                copy_file, Path(source.path), path, _check_cancelled, limiter=_limiter
-            )
+            volume_bytes = source.size if source.is_volume else None
+            copy = partial(copy_file, check=_check_cancelled, volume_bytes=volume_bytes)
+            await trio.to_thread.run_sync(copy, Path(source.path), path, limiter=_limiter)
             await _verify(path, manifest)
-            return await trio.to_thread.run_sync(target.publish, path, order.published_name)
+            return await publish(target, path, order.published_name)
         raise errors.CancelledFetchError("the copy was cancelled")
     except BaseException:
         with trio.CancelScope(shield=True):
@@ -118,19 +119,29 @@ async def _verify(path: Path, manifest: Manifest) -> None:
         )
 
 
-def copy_file(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> bool:
+def copy_file(
+    source: Path,
+    target: Path,
+    check: Callable[[], None] = lambda: None,
+    *,
+    volume_bytes: int | None = None,
+) -> bool:
     """Make *target*, which is replaced, a copy of *source*; whether it shares its blocks.
 
-    *check* is called often and may raise to end it. Raises
-    :class:`errors.StorageFullError` and :class:`errors.StorageError`.
+    Of a device *volume_bytes* are copied, and not what it has behind them. *check* is called
+    often and may raise to end it. Raises :class:`errors.StorageFullError` and
+    :class:`errors.StorageError`.
     """
     with storage_errors(target):
         out = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with storage_errors(source):
-            into = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            follow = os.O_NOFOLLOW if volume_bytes is None else 0
+            into = os.open(source, os.O_RDONLY | follow | os.O_CLOEXEC)
         try:
             with storage_errors(target):
+                if volume_bytes is not None:
+                    return _copy_volume(into, out, volume_bytes, check)
                 return _reflink(into, out) or _copy_data(into, out, check)
         finally:
             os.close(into)
@@ -156,6 +167,19 @@ def _copy_data(into: int, out: int, check: Callable[[], None]) -> bool:
         while offset < end:
             check()
             offset += _copy_some(into, out, offset, min(_STEP, end - offset))
+    return False
+
+
+def _copy_volume(into: int, out: int, size: int, check: Callable[[], None]) -> bool:
+    """A device does not say where it has nothing: zeros are left out."""
+    os.ftruncate(out, size)
+    for offset in range(0, size, MiB):
+        check()
+        data = os.pread(into, min(MiB, size - offset), offset)
+        if not data:
+            raise OSError(errno.EIO, "the volume is shorter than what was published")
+        if data.strip(b"\0"):
+            os.pwrite(out, data, offset)
     return False
 
 

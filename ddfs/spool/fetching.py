@@ -30,6 +30,7 @@ from ddfs.model import HEAD_LENGTH, ByteRange, Grid, ImageFormat, Manifest, Publ
 from ddfs.spool import pin, reading
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.ports import Heads, Inspector, Judge, Ledger, Storage, Unpack
+from ddfs.spool.publishing import publish
 from ddfs.spool.queue import Place
 from ddfs.spool.regain import regain
 from ddfs.spool.room import MakeRoom, reserve
@@ -383,10 +384,7 @@ class Fetch:
             self.order.format,
             limiter=_file_limiter,
         )
-
-        return await trio.to_thread.run_sync(
-            self._with.storage.publish, path, self.order.published_name
-        )
+        return await publish(self._with.storage, path, self.order.published_name)
 
     def finish(self, error: errors.DdfsError | None) -> None:
         """Tell all readers that it is over. Called once, by the owner, after :meth:`run`."""

@@ -71,6 +71,9 @@ class Storage(Protocol):
     def is_intact(self, published: PublishedFile) -> bool:
         """Whether the file is still the one that was published."""
 
+    def located(self, published: PublishedFile, /) -> PublishedFile:
+        """An intact one as it is found now: device numbers change at a reboot."""
+
     def mend(self, published: PublishedFile, source: int, ranges: Sequence[ByteRange], /) -> None:
         """Write verified bytes into it, in place; *source* has them at the same places."""
 

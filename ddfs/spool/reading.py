@@ -107,9 +107,13 @@ class OpenFiles:
 
 def _open_same(published: PublishedFile) -> int:
     try:
-        fd = os.open(published.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # LVM's names of devices are links; no name of a file of ours is.
+        follow = 0 if published.is_volume else os.O_NOFOLLOW
+        fd = os.open(published.path, os.O_RDONLY | os.O_CLOEXEC | follow)
     except OSError as error:
         raise errors.StorageError(f"{published.path}: {error.strerror or error}") from error
+    if published.is_volume:
+        return fd
     status = os.fstat(fd)
     if (status.st_ino, status.st_size) != (published.inode, published.size):
         os.close(fd)

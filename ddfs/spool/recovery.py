@@ -35,7 +35,7 @@ def _put_right(storage: Storage, reference: SpoolReference) -> SpoolReference:
     content_id = reference.content_id
     if reference.published is not None and storage.is_intact(reference.published):
         _discard_leftovers(storage, content_id)
-        return reference
+        return replace(reference, published=storage.located(reference.published))
     published = _finish_publishing(storage, content_id)
     if published is not None:
         log.info("%s: a crash had interrupted its publishing; finished", published.path)

@@ -194,10 +194,10 @@ class Templates:
     def stored_at(self, path: str, device: int = 0, inode: int = 0) -> Template | None:
         """The template of which that is a published file, on whichever primary storage.
 
-        Known by its path, or by which file it is (``inode`` 0: not known).
+        Known by its path, or by which file it is (``device`` and ``inode`` 0: not known).
         """
         for content_id, _, file in self._spool.stored():
-            is_same = inode != 0 and (file.device, file.inode) == (device, inode)
+            is_same = (device, inode) != (0, 0) and (file.device, file.inode) == (device, inode)
             named = self.with_content(content_id)
             if named and (is_same or file.path == path):
                 return named[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 import libvirt
@@ -75,7 +75,7 @@ class Libvirt:
         except libvirt.libvirtError as error:
             if not _is_alive(connection):
                 self._drop()
-                raise self._down(error) from error
+                raise _unreachable(self.uri, error) from error
             raise _translated(error) from error
 
     def _connected(self) -> libvirt.virConnect:
@@ -95,7 +95,7 @@ class Libvirt:
         try:
             self._connection = libvirt.open(self.uri)
         except libvirt.libvirtError as error:
-            raise self._down(error) from error
+            raise _unreachable(self.uri, error) from error
         return self._connection
 
     def _drop(self) -> None:
@@ -104,14 +104,35 @@ class Libvirt:
             with contextlib.suppress(libvirt.libvirtError):
                 connection.close()
 
-    def _down(self, error: libvirt.libvirtError) -> errors.LibvirtError:
-        if error.get_error_code() in _REFUSALS:
-            return _translated(error)
-        return errors.LibvirtError(
-            f"libvirtd does not answer at {self.uri}: {_text(error)}; start it, or set "
-            "libvirt.uri in the settings",
-            _DOWN,
-        )
+
+@contextlib.contextmanager
+def opened(uri: str) -> Iterator[libvirt.virConnect]:
+    """A connection for what takes long, in the caller's thread, closed behind it.
+
+    What libvirt says in the block comes out as :class:`errors.LibvirtError`.
+    """
+    libvirt.registerErrorHandler(_ignore, None)
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise _unreachable(uri, error) from error
+    try:
+        yield connection
+    except libvirt.libvirtError as error:
+        raise _translated(error) from error
+    finally:
+        with contextlib.suppress(libvirt.libvirtError):
+            connection.close()
+
+
+def _unreachable(uri: str, error: libvirt.libvirtError) -> errors.LibvirtError:
+    if error.get_error_code() in _REFUSALS:
+        return _translated(error)
+    return errors.LibvirtError(
+        f"libvirtd does not answer at {uri}: {_text(error)}; start it, or set "
+        "libvirt.uri in the settings",
+        _DOWN,
+    )
 
 
 def _ignore(_context: object, _error: object) -> None:

@@ -2,10 +2,11 @@
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -243,9 +244,9 @@ async def test_no_journal_of_before_vouches_for_a_copy(
         partial.close()
         journals: list[bool] = []
 
-        def looking(source: Path, target: Path, check: Callable[[], None]) -> bool:
+        def looking(source: Path, target: Path, **arguments: Any) -> bool:
             journals.append(fast.journal_path(content_id).exists())
-            return copy_file(source, target, check)
+            return copy_file(source, target, **arguments)
 
         monkeypatch.setattr(copying, "copy_file", looking)
         await host.spool.copy(order, "fast")
@@ -257,8 +258,8 @@ async def test_nothing_is_fetched_where_a_copy_writes(
 ) -> None:
     began, go = threading.Event(), threading.Event()
 
-    def slow(source: Path, target: Path, check: Callable[[], None]) -> bool:
-        copied = copy_file(source, target, check)
+    def slow(source: Path, target: Path, **arguments: Any) -> bool:
+        copied = copy_file(source, target, **arguments)
         began.set()
         assert go.wait(20)
         return copied

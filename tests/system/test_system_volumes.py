@@ -1,0 +1,124 @@
+"""Templates as volumes of a libvirt pool: partitions of a loop device stand for all kinds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab.domain import Disk, Domain
+from lab.host import Host
+from lab.libvirtd import Libvirtd
+from lab.metalink import sha256_of
+from lab.partitions import disk_pool, volumes, why_not
+from lab.processes import wait_until
+from lab.site import MIB, Published, Site
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+MakeVm = Callable[[Host, str, Path], Domain]
+POOL = "blk"
+
+
+@pytest.fixture
+def volume_host(libvirtd: Libvirtd, directory: Path) -> Iterator[Host]:
+    """A host whose daemon runs, with the pool as its second primary storage."""
+    with disk_pool(libvirtd, directory, POOL, 40 * MIB), Host(directory / "host") as host:
+        with host.settings.open("a") as settings:
+            settings.write(f'[primary.fast]\npool = "{POOL}"\n')
+        host.serve()
+        yield host
+        libvirtd.remove_domains()
+
+
+def first_bytes(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def test_a_vm_starts_on_a_volume_that_nobody_can_write_to_and_gc_takes_it_away(
+    volume_host: Host, libvirtd: Libvirtd, small: Published, make_vm: MakeVm
+) -> None:
+    host = volume_host
+    host.ddfs("template", "add", "small", small.source, "--primary", "fast")
+    # The gate fetches it, and libvirtd takes in the upload while it holds the domain.
+    domain = make_vm(host, "vm1", host.templates / "small.qcow2")
+    libvirtd.virsh("start", "vm1")
+    wait_until(lambda: small.line in domain.serial_text(), "vm1 prints its line")
+    device = host.published("small")
+    assert device.is_block_device()
+    assert os.readlink(host.templates / "small.qcow2") == str(device)
+    assert first_bytes(device, small.size) == small.image.read_bytes()
+    assert list(host.state.glob("staging/**/*.part")) == []
+    verified = host.ddfs("template", "verify", "small")
+    assert "sound" in verified.stdout
+    metrics = host.api("GET", "/metrics")[1].decode()
+    assert 'ddfs_primary_bytes{primary="fast"}' in metrics
+    assert 'ddfs_primary_bytes{primary="default"}' in metrics
+    # Nobody writes to it: not root, and no domain that has it as its disk.
+    with pytest.raises(PermissionError), device.open("r+b", buffering=0) as file:
+        file.write(b"x")
+    libvirtd.define(Domain("vm2", (Disk(device, "raw"),)), host.vms)
+    refused = libvirtd.virsh("start", "vm2", check=False)
+    assert refused.returncode != 0
+    assert "must not be written to" in refused.stderr
+    libvirtd.virsh("undefine", "vm2")
+    # A full copy has the template's size, and a linked one its bytes.
+    libvirtd.virsh("pool-define-as", "vms", "dir", "--target", host.vms)
+    libvirtd.virsh("pool-start", "vms")
+    host.ddfs("clone", "small", "full.qcow2", "--pool", "vms", "--full")
+    assert (host.vms / "full.qcow2").read_bytes() == small.image.read_bytes()
+    # It stays as long as an overlay needs it, and goes then.
+    kept = json.loads(host.ddfs("gc", "--unused-for", "0s", "--json").stdout)
+    assert device.exists()
+    assert "vm1" in json.dumps(kept)
+    libvirtd.virsh("destroy", "vm1")
+    libvirtd.virsh("undefine", "vm1")
+    (host.vms / "vm1.qcow2").unlink()
+    host.ddfs("gc", "--unused-for", "0s")
+    assert host.template("small")["state"] == "not-downloaded"
+    assert volumes(libvirtd, POOL) == []
+
+
+def test_a_killed_daemon_leaves_no_volume_that_nobody_owns(
+    volume_host: Host, libvirtd: Libvirtd, fast_site: Site
+) -> None:
+    host = volume_host
+    image = fast_site.publish_raw("large", size=24 * MIB)
+    host.ddfs("template", "add", "large", image.source, "--primary", "fast")
+    host.api_json("POST", "/v1/prefetch", {"names": ["large"]})
+    staging = host.state / "staging"
+    wait_until(lambda: list(staging.glob("**/*.volume")), "the volume is being made")
+    host.kill()
+    assert not [line for line in host.tail().splitlines() if "Traceback" in line]
+    host.serve()
+    host.ddfs("prefetch", "large")
+    assert len(volumes(libvirtd, POOL)) == 1
+    device = host.published("large")
+    assert first_bytes(device, image.size) == image.image.read_bytes()
+    # Behind the image are zeros, whatever the disk had there.
+    rest = first_bytes(device, 32 * MIB)[image.size : -4096]
+    assert rest == bytes(len(rest))
+    # A daemon that is started again knows it, and one that finds it gone fetches anew.
+    host.stop()
+    host.serve()
+    assert host.template("large")["state"] == "downloaded"
+    assert host.published("large") == device
+    host.ddfs("template", "remove", "large", "--purge")
+    assert volumes(libvirtd, POOL) == []
+
+
+def test_a_copy_on_a_second_storage_costs_no_download(
+    volume_host: Host, libvirtd: Libvirtd, small: Published
+) -> None:
+    host = volume_host
+    host.ddfs("template", "add", "small", small.source)
+    host.ddfs("prefetch", "small")
+    sent = small.bytes_sent()
+    host.ddfs("prefetch", "small", "--primary", "fast")
+    assert small.bytes_sent() == sent
+    (name,) = volumes(libvirtd, POOL)
+    assert first_bytes(Path("/dev") / name, small.size) == small.image.read_bytes()
+    assert sha256_of(host.published("small")) == small.sha256
