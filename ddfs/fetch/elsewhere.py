@@ -74,6 +74,8 @@ class _File(Protocol):
     size: int
     tag: str
     is_paced: bool
+    # The numeric address of who serves it; empty for this host.
+    server: str
 
     def read_into(self, position: int, view: memoryview, stop: Callable[[], bool]) -> int: ...
     def copy_into(self, fd: int, position: int, count: int) -> int | None: ...
@@ -139,13 +141,17 @@ class Elsewhere:
 
         return await self._small(url, read)
 
-    async def read_all(self, url: str, max_bytes: int) -> bytes:
-        """The whole file; :class:`errors.MirrorError`, DocumentError when it is larger."""
+    async def read_all(self, url: str, max_bytes: int) -> tuple[bytes, str]:
+        """The whole file, and the numeric address of who served it, empty for this host.
 
-        def read(file: _File, stop: Callable[[], bool]) -> bytes:
+        Raises :class:`errors.MirrorError`, and DocumentError when it is larger.
+        """
+
+        def read(file: _File, stop: Callable[[], bool]) -> tuple[bytes, str]:
             if file.size > max_bytes:
                 raise errors.DocumentError(f"{url}: has more than {max_bytes} bytes")
-            return _read(file, ByteRange(0, file.size), stop) if file.size else b""
+            data = _read(file, ByteRange(0, file.size), stop) if file.size else b""
+            return data, file.server
 
         return await self._small(url, read)
 

@@ -15,7 +15,7 @@ from ddfs.fetch.access import Grants, Terms, is_remote, may_leave_tls, typed_add
 from ddfs.fetch.address import Address, AddressError
 from ddfs.fetch.documents import Documents, FetchedDocument, Look
 from ddfs.fetch.elsewhere import Elsewhere, is_nfs, place_of, typed_elsewhere
-from ddfs.fetch.networks import PUBLIC
+from ddfs.fetch.networks import PUBLIC, network_of
 from ddfs.model import ByteRange, Digest, HashAlgorithm, Manifest
 from ddfs.versions import Validator, Visit
 
@@ -58,7 +58,10 @@ class Inquiry:
     async def read_document(self, url: str, *, max_bytes: int) -> FetchedDocument:
         """See :meth:`ddfs.fetch.transport.Transport.read_document`."""
         if self._is_elsewhere(url):
-            data = await self._elsewhere.read_all(url, max_bytes)
+            data, server = await self._elsewhere.read_all(url, max_bytes)
+            if server:
+                # What it names may be where it came from, as with any other document.
+                self._heard(network_of(server))
             return FetchedDocument(data, url, None, {})
         terms = replace(self._terms(url), heard=self._heard)
         return await self._documents.read_document(url, max_bytes=max_bytes, terms=terms)

@@ -30,6 +30,7 @@ class LocalFile:
     """An open file of this host. For one thread."""
 
     is_paced = False
+    server = ""
 
     def __init__(self, url: str, forbidden: Sequence[Path]) -> None:
         """Raises :class:`ElsewhereError` for what is no regular file, cannot be read, or

@@ -134,6 +134,7 @@ class NfsFile:
 
     def __init__(self, address: NfsAddress, server: str, stop: Callable[[], bool]) -> None:
         """*server* is a numeric address of the host. Raises :class:`ElsewhereError`."""
+        self.server = server
         self._session, self._file = _opened(address, server, stop)
         try:
             mode, self.size, self._mtime = self._look(stop)

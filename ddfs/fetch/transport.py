@@ -186,7 +186,8 @@ class Transport:
         more than *max_bytes*.
         """
         if self.elsewhere.has(url):
-            return FetchedDocument(await self.elsewhere.read_all(url, max_bytes), url, None, {})
+            data, _ = await self.elsewhere.read_all(url, max_bytes)
+            return FetchedDocument(data, url, None, {})
         return await self._documents.read_document(url, max_bytes=max_bytes)
 
     async def size_of(self, url: str) -> int:

@@ -6,16 +6,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 from ddfs import errors
+from ddfs.declaration import Declaration
 from ddfs.fetch.local import ElsewhereError
 from ddfs.fetch.nfs import NfsAddress
 from ddfs.fetch.transport import Transport
-from ddfs.model import ByteRange, MiB
+from ddfs.metalink import write
+from ddfs.model import ByteRange, MiB, Mirror
 from tests.fetch.fetch_target import fetch, manifest_of, random_bytes
 from tests.fetch.nfs_server import NfsServer, nfs_server, version_3_server, why_not
 from tests.mirrorlab.mirrorlab import MirrorLab
@@ -96,6 +99,28 @@ async def test_registering_reads_sizes_ranges_and_documents(server: NfsServer) -
         end = len(CONTENT)
         with pytest.raises(errors.MirrorError, match="and not"):
             await transport.read_range(url, ByteRange(end - 1, end + 1), size=None)
+
+
+@needs_server
+async def test_a_document_may_name_mirrors_in_the_network_that_it_came_from(
+    server: NfsServer,
+) -> None:
+    source = server.url("a.meta4")
+    far = Mirror("http://10.9.8.7/a")
+    async with MirrorLab() as lab, Transport() as transport:
+        near = Mirror(lab.mirror(CONTENT))
+        manifest = replace(manifest_of(CONTENT, []), mirrors=(near, far))
+        (server.export / "a.meta4").write_text(write.make(manifest))
+        inquiry = await transport.inquiry(Declaration(source))
+        # Before anything was read nobody has named them.
+        with pytest.raises(errors.MirrorError, match="loopback address"):
+            await inquiry.size_of(near.url)
+        await inquiry.read_document(source, max_bytes=MiB)
+        assert await inquiry.size_of(near.url) == len(CONTENT)
+        with pytest.raises(errors.MirrorError, match=r"10\.9\.8\.7 is a private address"):
+            await inquiry.size_of(far.url)
+        named = inquiry.attributed(manifest).mirrors
+        assert [mirror.named_from for mirror in named] == ["127.0.0.0/8"] * 2
 
 
 @needs_server
