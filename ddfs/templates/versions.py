@@ -126,11 +126,11 @@ class Versions:
         """The new state; raises why the source cannot be asked."""
         declared = self._templates.declaration(template)
         unchanged = dataclasses.replace(before, verdict=Verdict.UNCHANGED, message="")
-        if before.seen and all(before.seen):
+        if before.seen and all(before.seen) and not _is_of_another(template, declared, before):
             if await self._are_same(declared, before.seen):
                 # Found changed before, and nothing has moved since then: it still is.
                 return before if before.verdict is Verdict.CHANGED else unchanged
-        elif _is_remote(declared) and _is_pinned(declared):
+        elif _is_remote(declared) and _is_pinned(template, declared):
             visit = await self._revisit(declared, _seen_of_image(template, declared, before))
             return _judged(template, declared, before, visit)
         resolved = await self._resolve_as_published(declared)
@@ -281,7 +281,7 @@ class Versions:
     async def _seen_now(self, template: Template, declared: Declaration) -> tuple[Validator, ...]:
         """What the server of an image says of it, where it says anything."""
         if _is_remote(declared):
-            known = Validator(declared.source, size=template.size)
+            known = Validator(declared.source, size=_size_at_source(template))
             with contextlib.suppress(errors.MirrorError):
                 return (_remembering((await self._revisit(declared, known)).now, known),)
         return ()
@@ -340,15 +340,28 @@ def _is_remote(declared: Declaration) -> bool:
     return declared.source.startswith(("http://", "https://"))
 
 
-def _is_pinned(declared: Declaration) -> bool:
+def _is_pinned(template: Template, declared: Declaration) -> bool:
     """Whether only the operator says what the bytes have to be: nobody else can be asked."""
-    return declared.unverified
+    return declared.unverified and template.signature is None
+
+
+def _size_at_source(template: Template) -> int:
+    return template.size if template.packed_size is None else template.packed_size
+
+
+def _is_of_another(template: Template, declared: Declaration, before: SourceState) -> bool:
+    """Whether an earlier ddfs remembered another file than the template's, and called it that."""
+    sizes = {each.size for each in before.seen if each.url == declared.source}
+    return not sizes <= {None, _size_at_source(template)}
 
 
 def _seen_of_image(template: Template, declared: Declaration, before: SourceState) -> Validator:
     """What is known of the image at the source, so that it can be asked for changes."""
+    size = _size_at_source(template)
     known = next((each for each in before.seen if each.url == declared.source), None)
-    return known or Validator(declared.source, size=template.size)
+    if not known or known.size not in (None, size):
+        return Validator(declared.source, size=size)
+    return dataclasses.replace(known, size=size)
 
 
 def _judged(
