@@ -91,12 +91,17 @@ class HotPieces:
         deadline = time.monotonic() + self._piece_length / _WAIT_BYTES_PER_SECOND
         with self._changed:
             while (buffer := self._lend(piece)) is None:
-                is_soon = self._is_followed and 0 <= piece - self.front < _REACH * self._limit
                 left = deadline - time.monotonic()
-                if not is_soon or left <= 0:
+                if left <= 0 or not self._is_soon(piece):
                     return None
                 self._changed.wait(left)
             return buffer
+
+    def _is_soon(self, piece: int) -> bool:
+        """Whether a buffer for *piece* comes back soon: no hole keeps the hash from going on."""
+        is_near = 0 <= piece - self.front < _REACH * self._limit
+        is_moving = self._is_followed or not self._kept or self.front in self._kept
+        return is_near and self._made > 0 and is_moving
 
     def _lend(self, piece: int) -> bytearray | None:
         if not 0 <= piece - self.front < self._limit:
@@ -119,7 +124,7 @@ class HotPieces:
             self._kept[piece] = buffer
 
     def take(self, piece: int) -> bytearray | None:
-        """The bytes of *piece*, if they are kept; to be given back."""
+        """The bytes of *piece*, if they are kept; to be given back. The hash is at *piece*."""
         with self._changed:
             # A piece that the hash entered before it was kept is read back, and left behind.
             for passed in [each for each in self._kept if each < piece]:
@@ -151,3 +156,4 @@ class HotPieces:
     def _drop(self, piece: int) -> None:
         if (old := self._kept.pop(piece, None)) is not None:
             self._free.append(old)
+            self._changed.notify_all()

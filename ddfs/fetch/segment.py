@@ -84,7 +84,7 @@ class Segment:
     *on_piece* is called in the worker thread with the piece's number and digest, after its
     bytes were handed to the kernel, and with the buffer of *hot* that has them too, which is
     then the callee's. Without *algorithm* nothing is hashed and the digest is
-    empty.
+    empty; where ``leaves_hot_pieces``, those that went into such a buffer come without one.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Segment:
         algorithm: HashAlgorithm | None,
         first: int,
         end: int,
-        on_piece: Callable[[int, bytes, bytearray | None], None],
+        on_piece: Callable[[int, bytes | None, bytearray | None], None],
         hot: HotPieces | None = None,
     ) -> None:
         self.position = grid.bytes_of(first).start
@@ -110,6 +110,8 @@ class Segment:
         # Which version its mirror serves, and whether another one can be told by its pieces.
         self.identity = Identity()
         self.is_checked_by_piece = True
+        # Whether somebody else hashes the pieces that are still in memory.
+        self.leaves_hot_pieces = False
         self._paid = threading.Event()
         # Where its thread waits while others are further in front, unless a reader waits
         # for what it brings.
@@ -292,6 +294,8 @@ class Segment:
         start = self._piece * self._grid.piece_length
         if self._hot is not None and self.position == start and self._lent is None:
             self._lent = self._hot.lend(self._piece)
+            if self._lent is not None and self.leaves_hot_pieces:
+                self._hash = None
         if self._lent is None:
             return buffer
         at, end = self.position - start, self._piece_end - start
@@ -380,11 +384,16 @@ class Segment:
             if position == self._piece_end:
                 self.position = position
                 lent, self._lent = self._lent, None
-                self._on_piece(self._piece, self._hash.digest() if self._hash else b"", lent)
+                self._on_piece(self._piece, self._digest(), lent)
                 self._piece += 1
                 self._hash = self._algorithm.hasher() if self._algorithm else None
                 self._piece_end = min(position + self._grid.piece_length, self._grid.size)
         self.position = position
+
+    def _digest(self) -> bytes | None:
+        if self._algorithm is None:
+            return b""
+        return self._hash.digest() if self._hash is not None else None
 
     def _write(self, data: memoryview, position: int) -> None:
         while data:

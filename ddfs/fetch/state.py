@@ -373,7 +373,9 @@ class FetchState:
         contest.digests[owner] = digest
         self._disputed.add(piece)
         standing = self.mirrors[owner]
-        standing.reject(is_alone=self.usable() == [owner])
+        # What was on its way when the run was cut short is of the same answer: one offence.
+        if not run.is_cancelled:
+            standing.reject(is_alone=self.usable() == [owner])
         # Cut short: idle, it is the one to try the contested pieces of others.
         self._cancel_all(run.mirror, standing.last_error or "wrong bytes")
         if standing.out is not None and not standing.is_blamed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
@@ -18,6 +17,7 @@ import trio
 
 from ddfs import errors
 from ddfs.fetch.access import Grants, Terms, may_leave_tls
+from ddfs.fetch.arrivals import Arrival, Arrivals, hash_apart
 from ddfs.fetch.blame import UNKNOWN, Plan
 from ddfs.fetch.committer import Committer
 from ddfs.fetch.events import (
@@ -62,12 +62,6 @@ TICK_SECONDS: Final = 0.05
 QUICK_TICK_SECONDS: Final = 0.02
 QUICK_FOR_SECONDS: Final = 1.0
 
-# The journal is written this often while pieces complete: what a kill costs beyond the
-# pieces under way. A disk that takes long is asked less often, to be busy with that for a
-# fifth of the time at most, but so often all the same.
-COMMIT_SECONDS: Final = 0.05
-COMMIT_SHARE: Final = 0.2
-LONGEST_COMMIT_PAUSE_SECONDS: Final = 0.4
 # What a cancelled fetch may take to make durable what it has.
 LAST_COMMIT_SECONDS: Final = 1.5
 
@@ -108,7 +102,6 @@ class Transfer:
         self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
         self._mirrors = in_order(manifest.mirrors, location)
         self._pace = transport.pace()
-        self._gate = Gate(PLACES_WITH_PIECES if manifest.pieces else PLACES)
         lanes = min(MAX_LANES, transport.turns.limit)
         jitter = MAX_JITTER * random.random()  # noqa: S311 (no secret: it spreads hosts)
         count = len(self._mirrors)
@@ -119,9 +112,11 @@ class Transfer:
         self._identities = [Identity() for _ in self._mirrors]
         states, room = self._scheduler.table.states, transport.hot_room
         self._whole = WholeFile(manifest, target, states, self, room)
+        hashes_apart = manifest.pieces is not None and not self._whole.hashes_pieces
+        self._gate = Gate(PLACES_WITH_PIECES if hashes_apart else PLACES)
         self._segments: dict[int, tuple[int, Segment]] = {}
         self._received = [0] * len(self._mirrors)
-        self._arrivals: deque[tuple[int, int, bytes, bytearray | None]] = deque()
+        self._arrivals = Arrivals()
         self._checking: dict[int, tuple[int, bytes]] = {}
         self._committer = Committer(target)
         self._resumed = 0
@@ -182,9 +177,10 @@ class Transfer:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._keep_time)
-                nursery.start_soon(self._keep_committing)
+                nursery.start_soon(self._committer.keep_committing, self._fail)
                 nursery.start_soon(self._see_through)
         finally:
+            self._nursery = None
             self._take_arrivals()
             self._whole.hot.close()
             with trio.move_on_after(LAST_COMMIT_SECONDS, shield=True):
@@ -258,16 +254,38 @@ class Transfer:
             self._act()
 
     def _take_arrivals(self) -> None:
-        while self._arrivals:
-            self._take_piece(*self._arrivals.popleft())
+        for arrival in self._arrivals.collect():
+            if arrival.digest is not None:
+                self._take_ready(arrival.run)
+            elif not self._whole.follow(arrival) and self._nursery is not None:
+                self._start(self._hash_apart, arrival)
 
-    def _take_piece(self, run: int, piece: int, digest: bytes, kept: bytearray | None) -> None:
+    async def _hash_apart(self, arrival: Arrival) -> None:
+        """A piece that its thread left unhashed, and that the whole-file hash is not at."""
+        try:
+            await hash_apart(arrival, self._target.fd, self._grid, self._algorithm)
+        except errors.HostError as error:
+            self._fail(error)
+        else:
+            self.hashed(arrival)
+
+    def hashed(self, arrival: Arrival) -> None:
+        """The digest of *arrival* was made."""
+        self._take_ready(arrival.run)
+        self._wakeup.set()
+
+    def _take_ready(self, run: int) -> None:
+        for arrival in self._arrivals.ready(run):
+            self._take_piece(arrival)
+
+    def _take_piece(self, arrival: Arrival) -> None:
+        run, piece, digest = arrival.run, arrival.piece, arrival.digest or b""
         mirror = self._scheduler.owner(self._scheduler.runs[run].mirror)
         matches = self._pieces is None or digest == self._pieces[piece]
         held = self._scheduler.piece_arrived(
             run, piece, trio.current_time(), matches=matches, digest=digest
         )
-        self._whole.arrived(piece, kept, is_held=held)
+        self._whole.arrived(piece, arrival.buffer, is_held=held)
         if not matches:
             self.observe(PieceRejected(piece, self._mirrors[mirror].url))
         elif held:
@@ -290,6 +308,7 @@ class Transfer:
                 self._scheduler.began_earlier(run, *segment.begun)
                 segment.begun = None
             self._scheduler.progressed(run, segment.position, now)
+            segment.leaves_hot_pieces = self._leaves_hot_pieces()
             if segment.is_held_back:
                 self._scheduler.held_back(run, now)
             if segment.ignores_ranges:
@@ -341,8 +360,8 @@ class Transfer:
     def _ask(self, ask: Ask) -> None:
         token = trio.lowlevel.current_trio_token()
 
-        def on_piece(piece: int, digest: bytes, kept: bytearray | None) -> None:
-            self._arrivals.append((ask.run, piece, digest, kept))
+        def on_piece(piece: int, digest: bytes | None, kept: bytearray | None) -> None:
+            self._arrivals.put(Arrival(ask.run, piece, digest, kept))
             token.run_sync_soon(self._wake, idempotent=True)
 
         algorithm = self._algorithm if self._is_hashing() else None
@@ -353,6 +372,7 @@ class Transfer:
         owner = self._scheduler.owner(ask.mirror)
         segment.identity = self._identities[owner]
         segment.is_checked_by_piece = self._pieces is not None
+        segment.leaves_hot_pieces = self._leaves_hot_pieces()
         self._segments[ask.run] = (owner, segment)
         self._start(self._fetch, ask, segment)
 
@@ -362,6 +382,11 @@ class Transfer:
             or self._whole.is_repairing
             or self._scheduler.rate < OWN_HASH_BYTES_PER_SECOND
         )
+
+    def _leaves_hot_pieces(self) -> bool:
+        """Whether this host is what limits the fetch: then two hashes are made as one."""
+        is_fast = self._scheduler.rate >= OWN_HASH_BYTES_PER_SECOND
+        return is_fast and self._whole.hashes_pieces
 
     def _wake(self) -> None:
         self._wakeup.set()
@@ -376,6 +401,7 @@ class Transfer:
         finally:
             segment.close()
         self._take_arrivals()
+        await self._arrivals.wait_for(ask.run)
         now = trio.current_time()
         del self._segments[ask.run]
         owner = self._scheduler.owner(ask.mirror)
@@ -406,18 +432,6 @@ class Transfer:
         self._act()
 
     # -- journal --------------------------------------------------------------------
-
-    async def _keep_committing(self) -> None:
-        pause = COMMIT_SECONDS
-        while True:
-            await trio.sleep(pause)
-            began = trio.current_time()
-            try:
-                await self._committer.commit()
-            except errors.HostError as error:
-                self._fail(error)
-            pause = (trio.current_time() - began) / COMMIT_SHARE
-            pause = min(max(COMMIT_SECONDS, pause), LONGEST_COMMIT_PAUSE_SECONDS)
 
     async def _commit_the_last(self) -> None:
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
 from ddfs import errors
 from ddfs.fetch.hot import HotPieces
 from ddfs.fetch.segment import storage_error
+from ddfs.fetch.twofold import Sha256, update_both
 from ddfs.model import ByteRange, Digest, Grid, HashAlgorithm, MiB
 
 if TYPE_CHECKING:
@@ -32,13 +33,39 @@ def decisive(digests: Sequence[Digest]) -> tuple[Digest, ...]:
     return strong or tuple(digests)
 
 
+class Hasher(Protocol):
+    """What hashlib's and :class:`twofold.Sha256` have in common."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Go on with *data*."""
+
+    def copy(self) -> Hasher:
+        """Another one that has the same bytes."""
+
+    def hexdigest(self) -> str:
+        """In lower case."""
+
+
+def _hasher(algorithm: HashAlgorithm, *, twofold: bool) -> Hasher:
+    return Sha256() if twofold and algorithm is HashAlgorithm.SHA256 else algorithm.hasher()
+
+
 class FrontHasher:
     """The whole-file hashes of the first ``position`` bytes of a growing file.
 
     Bytes from ``reached`` on were not looked at. Pieces that *hot* has are not read back.
+    With *hashes_pieces* it can make the digests of pieces as well, at :meth:`hash_next`.
     """
 
-    def __init__(self, fd: int, grid: Grid, digests: Sequence[Digest], hot: HotPieces) -> None:
+    def __init__(
+        self,
+        fd: int,
+        grid: Grid,
+        digests: Sequence[Digest],
+        hot: HotPieces,
+        *,
+        hashes_pieces: bool = False,
+    ) -> None:
         self.position = 0
         self.reached = 0
         self._fd = fd
@@ -46,7 +73,9 @@ class FrontHasher:
         self._hot = hot
         hot.front = 0
         self._digests = tuple(digests)
-        self._hashes = [digest.algorithm.hasher() for digest in digests]
+        self._hashes = [_hasher(digest.algorithm, twofold=hashes_pieces) for digest in digests]
+        # With the piece that hash_next() looked at last, and its length.
+        self._ahead: tuple[list[Hasher], int] | None = None
         self._buffer = memoryview(bytearray(_READ_BYTES))
 
     async def advance(self, end: int) -> None:
@@ -77,6 +106,43 @@ class FrontHasher:
             _read_into(self._fd, view, self.position)
             self._update(view)
 
+    async def hash_next(self, buffer: bytearray) -> bytes:
+        """The SHA-256 of the piece at ``position``, which *buffer* has, made in the same pass.
+
+        The position stays: :meth:`accept` says that the piece is right. Cancelled: it waits
+        for its thread, and the state stays true.
+        """
+        self._ahead = None
+        return await trio.to_thread.run_sync(self._hash_next, buffer, limiter=_THREADS)
+
+    def _hash_next(self, buffer: bytearray) -> bytes:
+        piece = self.position // self._grid.piece_length
+        view = memoryview(buffer)[: len(self._grid.bytes_of(piece))]
+        own, todo = Sha256(), True
+        ahead = [each.copy() for each in self._hashes]
+        with self._hot.followed():
+            if (stale := self._hot.take(piece)) is not None:
+                self._hot.give_back(stale)
+            for each in ahead:
+                if todo and isinstance(each, Sha256):
+                    update_both(each, own, view)
+                    todo = False
+                else:
+                    each.update(view)
+        if todo:
+            raise RuntimeError("no SHA-256 of the whole file is made")
+        self._ahead = ahead, len(view)
+        return own.digest()
+
+    def accept(self) -> None:
+        """The piece that :meth:`hash_next` looked at last is right, and in the file."""
+        if self._ahead is None:
+            raise RuntimeError("no piece was hashed")
+        self._hashes, length = self._ahead
+        self._ahead = None
+        self.position += length
+        self.reached = max(self.reached, self.position)
+
     def _update(self, view: memoryview) -> None:
         for each in self._hashes:
             each.update(view)
@@ -86,6 +152,17 @@ class FrontHasher:
         """The digests that the bytes so far do not have."""
         pairs = zip(self._digests, self._hashes, strict=True)
         return [digest for digest, made in pairs if made.hexdigest() != digest.hexdigest]
+
+
+async def hash_buffer(view: memoryview, algorithm: HashAlgorithm) -> bytes:
+    """The digest of what is in memory. Cancelled: it waits for its thread."""
+    return await trio.to_thread.run_sync(_hash_buffer, view, algorithm, limiter=_THREADS)
+
+
+def _hash_buffer(view: memoryview, algorithm: HashAlgorithm) -> bytes:
+    made = algorithm.hasher()
+    made.update(view)
+    return made.digest()
 
 
 async def hash_range(fd: int, wanted: ByteRange, algorithm: HashAlgorithm) -> bytes:

@@ -7,16 +7,19 @@ changed on disk, then, without piece hashes, what a liar sent (:mod:`blame`).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Final, Protocol
 
 import trio
 
 from ddfs import errors
+from ddfs.fetch import twofold
+from ddfs.fetch.arrivals import Arrival, hash_apart
 from ddfs.fetch.aside import Aside
 from ddfs.fetch.blame import MAX_ALONE, UNKNOWN, Inquest, Plan
 from ddfs.fetch.events import WholeFileCompared
-from ddfs.fetch.hot import HotPieces, HotRoom
+from ddfs.fetch.hot import HOT_BYTES, HotPieces, HotRoom
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.target import Target
 from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, hash_range
@@ -44,6 +47,9 @@ class Fetching(Protocol):
     async def forget(self, pieces: Collection[int]) -> None:
         """Held pieces are about to be replaced: the journal vouches for them no more."""
 
+    def hashed(self, arrival: Arrival) -> None:
+        """The digest of *arrival* was made: the piece may now be held."""
+
     def record(self, piece: int, mirror: int, digest: bytes) -> None:
         """*piece* is in the file as *mirror* sent it."""
 
@@ -62,7 +68,8 @@ class WholeFile:
 
     ``front`` is the first piece that is not held, ``digests`` are those that decide,
     ``comparisons`` says how often they were compared, ``is_repairing`` whether they did not
-    match. ``hot`` are the pieces of the front that are still in memory.
+    match. ``hot`` are the pieces of the front that are still in memory; ``hashes_pieces`` says
+    whether :meth:`follow` is of use.
     """
 
     def __init__(
@@ -89,6 +96,9 @@ class WholeFile:
         self._inquest = Inquest([UNKNOWN] * count, [b""] * count)
         self.is_repairing = False
         self.hot = HotPieces(self._grid.piece_length, room if self.digests else HotRoom(0))
+        self.hashes_pieces = _can_hash_pieces(manifest, self.digests)
+        # Those that are hashed with the whole file, from the front on.
+        self._unhashed: deque[Arrival] = deque()
         self._follower = self._new_follower()
         # What the follower has hashed is fetched again.
         self._is_stale = False
@@ -120,6 +130,19 @@ class WholeFile:
             self.hot.keep(piece, buffer)
         elif buffer is not None:
             self.hot.give_back(buffer)
+
+    def follow(self, arrival: Arrival) -> bool:
+        """Whether *arrival* is hashed here, with the whole file; :meth:`Fetching.hashed` tells.
+
+        Only what the whole-file hash comes to at once: nobody is to wait for a hole in front.
+        """
+        is_next = arrival.piece == self.front + len(self._unhashed)
+        lag = self._front_bytes() - self._follower.position
+        if not (self.hashes_pieces and arrival.buffer and is_next and lag <= HOT_BYTES):
+            return False
+        self._unhashed.append(arrival)
+        self._grown.set()
+        return True
 
     def advance(self) -> None:
         """Pieces may be held that were not."""
@@ -165,6 +188,8 @@ class WholeFile:
                 self._follower = self._new_follower()
             if not self._follower_is_done():
                 await self._follower.advance(self._front_bytes())
+            elif self._unhashed:
+                await self._hash_next(self._unhashed[0])
             elif self.front < self._grid.count:
                 await self._grown.wait()
                 self._grown = trio.Event()
@@ -173,8 +198,24 @@ class WholeFile:
                 if not self._is_stale and self.front == self._grid.count:
                     return
 
+    async def _hash_next(self, arrival: Arrival) -> None:
+        follower, piece, buffer = self._follower, arrival.piece, arrival.buffer or bytearray()
+        is_next = piece == self.front
+        if is_next:
+            arrival.digest = await follower.hash_next(buffer)
+        else:  # the one in front of it was wrong
+            await hash_apart(arrival, self._fd, self._grid, self._algorithm)
+        self._unhashed.popleft()
+        self._fetching.hashed(arrival)
+        # Held now, unless it was wrong or others wrote into it as well.
+        if is_next and self.front > piece:
+            follower.accept()
+            self.hot.forget(piece)
+
     def _new_follower(self) -> FrontHasher:
-        return FrontHasher(self._fd, self._grid, self.digests, self.hot)
+        return FrontHasher(
+            self._fd, self._grid, self.digests, self.hot, hashes_pieces=self.hashes_pieces
+        )
 
     def _front_bytes(self) -> int:
         return min(self.front * self._grid.piece_length, self._grid.size)
@@ -276,3 +317,16 @@ class WholeFile:
             nursery.start_soon(watch)
             await self._fetching.wait_complete()
             nursery.cancel_scope.cancel()
+
+
+def _can_hash_pieces(manifest: Manifest, digests: Iterable[Digest]) -> bool:
+    """Whether one pass makes both hashes: both SHA-256, and pieces whole blocks of it."""
+    pieces = manifest.pieces
+    return (
+        pieces is not None
+        and pieces.algorithm is HashAlgorithm.SHA256
+        and manifest.grid.piece_length % twofold.BLOCK_BYTES == 0
+        and any(digest.algorithm is HashAlgorithm.SHA256 for digest in digests)
+        and manifest.grid.size > HOT_BYTES
+        and twofold.is_available()
+    )

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.pieces import HELD
-from ddfs.fetch.runs import Ask
+from ddfs.fetch.runs import Ask, Cancel
 from ddfs.fetch.scheduler import GIVE_UP_SECONDS, Scheduler
 from ddfs.fetch.state import Verdict
 from ddfs.model import Grid, MiB
@@ -251,6 +251,25 @@ def test_a_million_pieces_cost_no_more_per_event(count):
     each = (time.perf_counter() - begun) / events
     assert events >= 1000
     assert each < 100e-6, f"{each * 1e6:.0f} us an event"
+
+
+def test_wrong_pieces_of_one_answer_are_one_offence():
+    scheduler = Scheduler(Grid(64 * MiB, MiB), 2)
+    scheduler.begin([], 0.0)
+    ask = next(a for a in scheduler.decide(0.0) if isinstance(a, Ask))
+    for piece in range(ask.first, ask.first + 3):
+        scheduler.piece_arrived(ask.run, piece, 0.1, matches=False, digest=b"wrong")
+    standing = scheduler.mirrors[ask.mirror]
+    assert (standing.rejected, standing.out) == (1, None)
+    assert Cancel(ask.run, standing.last_error) in scheduler.decide(0.1)
+    scheduler.run_ended(ask.run, 0.2)
+    for number in range(2):
+        again = [a for a in scheduler.decide(1.0 + number) if isinstance(a, Ask)]
+        for other in again:
+            if other.mirror == ask.mirror:
+                scheduler.piece_arrived(other.run, other.first, 1.5, matches=False, digest=b"wrong")
+                scheduler.run_ended(other.run, 1.6)
+    assert standing.out is not None
 
 
 class SchedulerMachine(RuleBasedStateMachine):
