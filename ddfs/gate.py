@@ -193,7 +193,10 @@ class Gate:
         """How one template stands, in a phrase."""
         holding = self._templates.holding(template)
         if holding.state is SpoolState.FAILED and holding.error is not None:
-            return f"{template.file_name} cannot be fetched: {holding.error}"
+            story = f"{template.file_name} cannot be fetched: {holding.error}"
+            if holding.error_kind == errors.SignatureError.kind():
+                story += f" (tried again only with ddfs prefetch {template.exact_name})"
+            return story
         story = f"{template.file_name} is {progress_percent(holding, template.size)} % here"
         if holding.seconds_left is not None:
             story += f", about {duration(holding.seconds_left)} left"

@@ -132,7 +132,7 @@ async def refuse_hopeless(armored: str, keyring: str) -> None:
 def _binary_signature(armored: str) -> bytes:
     """The packets of all armored signatures in a text, which may be indented."""
     try:
-        blocks = _SIGNATURE_BLOCK.findall(armored.encode())
+        blocks = _SIGNATURE_BLOCK.findall(armored.encode(errors="replace"))
         made = b"".join(_unarmored(block) for block in blocks)
     except binascii.Error:
         made = b""

@@ -27,7 +27,7 @@ class Findings:
     """What an examination found.
 
     ``damaged`` are numbers of pieces of ``grid``; all of them where it cannot be told which.
-    ``fingerprint`` is there where the file is sound and had no piece hashes before.
+    ``fingerprint`` is there where the file is sound and had no (true) piece hashes before.
     """
 
     grid: Grid
@@ -91,13 +91,17 @@ def _concluded(
     is_whole: bool,
     has_digests: bool,
 ) -> Findings:
+    damaged: tuple[int, ...] = ()
     if pieces is not None:
         damaged = tuple(n for n, digest in enumerate(found) if digest != pieces[n])
-        if damaged or is_whole:
-            return Findings(grid, damaged, can_tell=True)
-    elif is_whole and has_digests:
-        made = PieceMap(HashAlgorithm.SHA256, grid.piece_length, b"".join(found))
+    if is_whole and has_digests:
+        # Piece hashes that deny it came with another document of the same content, and lie.
+        made = None
+        if pieces is None or (damaged and pieces.algorithm is HashAlgorithm.SHA256):
+            made = PieceMap(HashAlgorithm.SHA256, grid.piece_length, b"".join(found))
         return Findings(grid, (), can_tell=True, fingerprint=made)
+    if damaged or (is_whole and pieces is not None):
+        return Findings(grid, damaged, can_tell=True)
     return Findings(grid, tuple(range(grid.count)), can_tell=False)
 
 

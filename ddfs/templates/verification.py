@@ -191,11 +191,15 @@ class Verifications:
         return Stage.REPAIRED
 
     async def _hashes(self, content_id: str) -> tuple[Manifest, PieceMap | None]:
-        """The manifest, and piece hashes of the published file if there are any."""
+        """The manifest, and piece hashes of the published file if there are any.
+
+        Ours are of a file that had the right hash; a document's may have come later.
+        """
         manifest = await self._in_catalogue(self._with.ledger.manifest, content_id)
-        if manifest.packing is None and manifest.pieces is not None:
+        own = await self._in_catalogue(self._fingerprints.fingerprint, content_id)
+        if own is None and manifest.packing is None:
             return manifest, manifest.pieces
-        return manifest, await self._in_catalogue(self._fingerprints.fingerprint, content_id)
+        return manifest, own
 
     async def _examine(
         self, job: Job, published: PublishedFile, manifest: Manifest, pieces: PieceMap | None

@@ -38,6 +38,7 @@ class Server:
     def __init__(self, one: Template, now: Validator) -> None:
         self.one, self.now = one, now
         self.source_states: dict[str, SourceState] = {}
+        self.resolved: Resolved | None = None
         declared = Declaration(URL, checksum=DIGEST)
         self.declaration = lambda _: declared
 
@@ -55,6 +56,8 @@ class Server:
         yield
 
     async def resolve(self, _declared: Declaration) -> Resolved:
+        if self.resolved is not None:
+            return self.resolved
         return Resolved(self.manifest(""), self, (self.now,), is_looked_at=True)  # type: ignore[arg-type]
 
     async def inquiry(self, _declared: Declaration) -> Server:
@@ -99,3 +102,17 @@ async def test_of_a_packed_image_the_packed_file_is_there() -> None:
         server = Server(template(packed_size=PACKED), packed)
         assert await verdict(server, *seen) is Verdict.UNCHANGED
     assert await verdict(Server(template(packed_size=PACKED), SAME)) is Verdict.CHANGED
+
+
+async def test_one_signature_is_of_one_file_whichever_mirror_has_it() -> None:
+    signed = template(content_id="unverified:1", signature="SIG")
+    for signature, expected in (("SIG", Verdict.UNCHANGED), ("NEW", Verdict.CHANGED)):
+        server = Server(signed, SAME)
+        found = Manifest(
+            "a", SIZE, (), None, (Mirror("http://other/"),),
+            unverified_id="unverified:2", signature=signature,
+        )  # fmt: skip
+        seen = (replace(SAME, url="http://doc/", etag=None, last_modified=None),)
+        server.resolved = Resolved(found, server, seen)  # type: ignore[arg-type]
+        server.declaration = lambda _: Declaration(URL, keyring="/keys")
+        assert await verdict(server) is expected
