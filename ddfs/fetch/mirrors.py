@@ -148,6 +148,7 @@ class MirrorStanding:
         spread = rest * self.jitter
         if failure.retry_after is not None:
             rest = max(rest, min(failure.retry_after, MAX_REST_SECONDS))
+            self.last_error += f" and asks to wait for {failure.retry_after:.0f} s"
         self.rests_until = now + rest + spread
 
     def reject(self, is_alone: bool) -> None:

@@ -215,7 +215,7 @@ class Scheduler(RunSizes):
 
     def _start_contested(self, mirror: int, first: int, now: float) -> Ask:
         usable = self.usable()
-        limit, end = self._run_end(mirror, first, self.grid.count), first + 1
+        limit, end = min(first + self._contested_pieces(mirror), self.grid.count), first + 1
         while (
             end < limit
             and self.table.states[end] == states.CONTESTED

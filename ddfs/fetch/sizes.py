@@ -45,12 +45,25 @@ class RunSizes(FetchState):
         # Where the next request is made ahead there is no gap, but an end that is hard to mend.
         works_ahead = self._works_ahead(standing)
         latency = 0.0 if works_ahead else RUN_LATENCIES * (standing.latency or 0.0)
-        wanted = min(max(standing.rate * max(RUN_SECONDS, latency), MIN_RUN_BYTES), MAX_RUN_BYTES)
+        wanted = self._longest_run_bytes(standing.rate, latency)
         least = standing.rate * self._lead(standing) if works_ahead else MIN_RUN_BYTES
         # Towards the end half of its fair share, so that all end together and in order.
         others = self._rate_of_others(mirror)
         fair = 0.5 * left * standing.rate / (standing.rate + others) if others else left
         return min(wanted, max(fair, least, standing.rate * latency))
+
+    @staticmethod
+    def _longest_run_bytes(rate: float, latency: float) -> float:
+        return min(max(rate * max(RUN_SECONDS, latency), MIN_RUN_BYTES), MAX_RUN_BYTES)
+
+    def _contested_pieces(self, mirror: int) -> int:
+        """How many contested pieces *mirror* is asked for at most.
+
+        They come a few at a time, so that a share of them would be a request for each.
+        """
+        if (rate := self.mirrors[mirror].rate) is None:
+            return self._run_pieces(mirror)
+        return max(1, int(self._longest_run_bytes(rate, 0.0) / self.grid.piece_length))
 
     def _rate_of_others(self, mirror: int) -> float:
         """What all others bring, those included that are idle for this moment."""

@@ -90,6 +90,8 @@ class WholeFile:
         self._fd = target.fd
         self._aside = Aside(target, self._grid)
         self._states = states
+        # Pieces that an earlier run left on disk.
+        self._earlier: list[int] = []
         self._fetching = fetching
         # Who sent each piece and what arrived; without piece hashes that finds a liar.
         count = 0 if self._pieces else self._grid.count
@@ -169,6 +171,7 @@ class WholeFile:
         Raises :class:`errors.ChecksumError`, :class:`errors.HostError`. Where no piece hash
         says which bytes are wrong, the former leaves none of them for the next time.
         """
+        self._earlier = [piece for piece, state in enumerate(self._states) if state == HELD]
         await self._gather()
         try:
             while self.digests and not self._compare():
@@ -230,7 +233,9 @@ class WholeFile:
         self._fetching.observe(WholeFileCompared(not wrong))
         if not wrong:
             for liar in self._inquest.liars:
-                self._fetching.blame(liar, "with another mirror's bytes the file is right")
+                self._fetching.blame(
+                    liar, "sent wrong bytes: with those of another mirror the file is right"
+                )
             return True
         # One more for each mirror that the file may be taken from alone.
         most = MAX_COMPARISONS + (MAX_ALONE if self._inquest.contradicting else 0)
@@ -253,15 +258,21 @@ class WholeFile:
     async def _repair(self) -> None:
         """Fetch again what may be wrong. Raises ChecksumError when nothing may be."""
         wrong = self._follower.mismatches()
-        known = [piece for piece in range(self._grid.count) if self._expected(piece)]
+        # What this run brought is still in memory: a liar is more likely than a broken disk.
+        is_first = self._pieces is None and self.comparisons == 1
+        if not await self._mend(self._earlier if is_first else range(self._grid.count)):
+            if self._pieces is not None:
+                raise self._error(wrong, "although every piece matches its own hash")
+            await self._find_liar(wrong)
+        await self._gather()
+
+    async def _mend(self, pieces: Iterable[int]) -> bool:
+        """Fetch those again that are not on disk as they came; whether there are any."""
+        known = [piece for piece in pieces if self._expected(piece)]
         damaged = await find_damaged(self._fd, self._grid, known, self._algorithm, self._expected)
         if damaged:
             await self._fetching.fetch_again(dict.fromkeys(damaged, frozenset()))
-        elif self._pieces is not None:
-            raise self._error(wrong, "although every piece matches its own hash")
-        else:
-            await self._find_liar(wrong)
-        await self._gather()
+        return bool(damaged)
 
     def _expected(self, piece: int) -> bytes:
         return self._pieces[piece] if self._pieces is not None else self._inquest.digests[piece]
@@ -282,7 +293,10 @@ class WholeFile:
                 # Most likely the last of it: hash it as it comes.
                 await self._gather()
         if not self._inquest.has_news:
-            raise self._error(wrong, "and fetching it again gives the same bytes")
+            # The same bytes as before, which may not have been on disk as they came.
+            await self._gather()
+            if self._follower.mismatches():
+                raise self._error(wrong, "and fetching it again gives the same bytes")
 
     async def _exchange(self, plan: Plan) -> Plan:
         """Of what is wanted of one mirror, put back what it sent before; the rest of *plan*."""

@@ -54,6 +54,7 @@ def test_retry_after_is_obeyed_and_final_is_final():
     standing = MirrorStanding(0)
     standing.fail(Failure(FailureKind.BUSY, "busy", retry_after=30.0), 5.0)
     assert standing.rests_until == 35.0
+    assert standing.last_error == "busy and asks to wait for 30 s"
     standing.fail(Failure(FailureKind.FINAL, "gone"), 5.0)
     assert standing.out == standing.last_error == "gone"
 
