@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -111,3 +112,17 @@ async def _first_of(candidates: Sequence[str], port: int) -> trio.SocketStream:
 def network_of_peer(peer: str | None) -> str:
     """The network of the other end; public where a proxy hides it."""
     return network_of(peer) if peer is not None else ""
+
+
+def describe_connect(error: OSError) -> str:
+    """What went wrong on the host's addresses; trio keeps the reasons below a summary."""
+    causes = getattr(error.__cause__, "exceptions", (error.__cause__ or error,))
+    texts = {_reason(each) for each in causes}
+    return "cannot be connected to: " + ", ".join(sorted(texts))
+
+
+def _reason(error: BaseException) -> str:
+    # The resolver's error numbers are its own, and negative.
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return getattr(error, "strerror", None) or str(error)

@@ -6,6 +6,7 @@ httpx is loaded at the first request, because it costs a tenth of a second.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from ddfs import __version__, errors
 from ddfs.fetch.access import PLAIN, Terms
 from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, in_one_line, redirected
 from ddfs.fetch.connection import parse_content_range
-from ddfs.fetch.dialing import network_of_peer, permitted_addresses
+from ddfs.fetch.dialing import describe_connect, network_of_peer, permitted_addresses
 from ddfs.fetch.encoding import IDENTITY, Body
 from ddfs.fetch.networks import Network
 from ddfs.fetch.trust import Trust
@@ -328,7 +329,7 @@ class Documents:
         except trio.TooSlowError:
             raise errors.MirrorError(url, f"took more than {_TOTAL_SECONDS:.0f} s") from None
         except httpx.HTTPError as error:
-            raise errors.MirrorError(url, in_one_line(error)) from error
+            raise errors.MirrorError(url, _what_failed(error)) from error
 
 
 @asynccontextmanager
@@ -378,6 +379,18 @@ def _headers_of(address: Address, headers: Mapping[str, str]) -> list[tuple[byte
         *((name, value.encode("ascii")) for name, value in headers.items()),
     ]
     return [(name.encode("ascii"), value) for name, value in address.merged(standard)]
+
+
+def _what_failed(error: httpx.HTTPError) -> str:
+    """As :func:`describe_connect` where no connection was made; TLS says more than that."""
+    import httpx
+
+    cause: BaseException | None = error if isinstance(error, httpx.ConnectError) else None
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None or isinstance(cause, ssl.SSLError):
+        return in_one_line(error)
+    return describe_connect(cause)
 
 
 def _network_of(response: httpx.Response, address: Address) -> str:

@@ -9,7 +9,6 @@ proxy the bulk goes through httpx as well.
 from __future__ import annotations
 
 import math
-import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from ddfs.declaration import Declaration
 from ddfs.fetch.access import PLAIN, Grants, Terms, grants_of
 from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
 from ddfs.fetch.connection import Connection
-from ddfs.fetch.dialing import dial, network_of_peer, peer_of
+from ddfs.fetch.dialing import describe_connect, dial, network_of_peer, peer_of
 from ddfs.fetch.documents import Documents, FetchedDocument, Look, uses_proxy
 from ddfs.fetch.elsewhere import Elsewhere
 from ddfs.fetch.headstart import MAX_AHEAD_BYTES, Headstart
@@ -292,7 +291,7 @@ class Transport:
                     FailureKind.TRANSIENT, f"no connection within {CONNECT_SECONDS:.0f} s"
                 )
             except OSError as error:
-                return Failure(FailureKind.TRANSIENT, _describe_connect(error))
+                return Failure(FailureKind.TRANSIENT, describe_connect(error))
         if connection is None:
             return Done()  # aborted while connecting
         route.network = network_of_peer(connection.peer)
@@ -398,17 +397,3 @@ class Transport:
                 sock, server_hostname=address.host, do_handshake_on_connect=False
             )
         return Connection(address, sock, peer)
-
-
-def _describe_connect(error: OSError) -> str:
-    """What went wrong on the host's addresses; trio keeps the reasons below a summary."""
-    causes = getattr(error.__cause__, "exceptions", (error.__cause__ or error,))
-    texts = {_reason(each) for each in causes}
-    return "cannot be connected to: " + ", ".join(sorted(texts))
-
-
-def _reason(error: BaseException) -> str:
-    # The resolver's error numbers are its own, and negative.
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno).lower()
-    return getattr(error, "strerror", None) or str(error)

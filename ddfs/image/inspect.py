@@ -158,6 +158,8 @@ def _inspect(source: _Source, claimed: ImageFormat | None) -> ImageFacts:
 
 
 def _inspect_source(source: _Source, claimed: ImageFormat | None) -> ImageFacts:
+    if source.size == 0:
+        raise errors.ImageError("it is empty")
     found = _detect(source)
     image_format, notes = _agree(source, found, claimed)
     if not source.is_whole and len(source.head) < HEAD_LENGTH:

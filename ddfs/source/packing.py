@@ -72,13 +72,13 @@ def with_packing(manifest: Manifest, declaration: Declaration) -> Manifest:
     if kind is None:
         if declaration.unpacked_checksum is not None:
             raise errors.RequestError(
-                f"{names.shown(manifest.name)} is not packed as its name has it, so "
-                "unpacked_checksum says nothing; use checksum"
+                f"{names.shown(manifest.name)} is not called like a packed file, and "
+                "unpacked_checksum is of what comes out of one; use checksum"
             )
         if declaration.size is not None:
             raise errors.RequestError(
-                f"{names.shown(manifest.name)} is not packed as its name has it, so size, which "
-                "is that of what comes out, says nothing; leave it out"
+                f"{names.shown(manifest.name)} is not called like a packed file, and size is of "
+                "what comes out of one; leave it out"
             )
         return manifest
     if manifest.name.rpartition(".")[0].lower().endswith(".tar"):

@@ -114,6 +114,20 @@ async def test_a_document_that_cannot_be_read_is_one_clear_error(fault, said):
         assert caught.value.message.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:1/x", "cannot be connected to: connection refused"),
+        ("http://nobody.invalid/x", "cannot be connected to: [A-Za-z]"),
+    ],
+)
+async def test_nobody_there_is_said_without_numbers(address, said):
+    async with Transport() as transport:
+        with pytest.raises(errors.MirrorError, match=said) as caught:
+            await transport.size_of(address)
+        assert "Errno" not in str(caught.value)
+
+
 @pytest.mark.parametrize("fault", [None, "redirect", "no_range", "chunked", "http10"])
 async def test_the_size_is_found(fault):
     async with MirrorLab() as lab, Transport() as transport:

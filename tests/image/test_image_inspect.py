@@ -246,6 +246,13 @@ def test_isos_hybrid_ones_too(data: bytes) -> None:
     assert as_raw.notes
 
 
+def test_nothing_is_no_disk(tmp_path: Path) -> None:
+    for claimed in (None, ImageFormat.RAW, ImageFormat.QCOW2):
+        assert "it is empty" in refusal(b"", claimed)
+        with pytest.raises(errors.ImageError, match="it is empty"):
+            inspect_file(write(tmp_path / "x", b""), claimed=claimed)
+
+
 def test_an_iso_with_a_qcow2_header_in_front() -> None:
     data = bytearray(iso())
     data[:8] = b"QFI\xfb\0\0\0\x03"

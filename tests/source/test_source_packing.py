@@ -93,9 +93,9 @@ async def test_what_the_name_says_has_to_be_so() -> None:
 
 async def test_what_is_declared_in_vain_is_said() -> None:
     checksum = Digest(HashAlgorithm.SHA256, "0" * 64)
-    with pytest.raises(errors.RequestError, match="not packed"):
+    with pytest.raises(errors.RequestError, match="not called like a packed"):
         await resolved(IMAGE, "a.img", unpacked_checksum=checksum)
-    with pytest.raises(errors.RequestError, match="so size, which"):
+    with pytest.raises(errors.RequestError, match="size is of what comes out"):
         await resolved(IMAGE, "a.img", size=100)
     with pytest.raises(errors.RequestError, match="tar archive"):
         await resolved(IMAGE, "a.tar.gz")
