@@ -24,6 +24,10 @@ ENVIRONMENT: Final = "DDFS_CONFIG"
 # A hook that waits for minutes makes `virsh list` hang for minutes.
 MAX_GATE_WAIT_SECONDS: Final = 300.0
 
+# Who wants to keep files for longer pins them.
+MAX_GRACE_SECONDS: Final = 7 * 86400.0
+# The command line waits for gc ten minutes.
+MAX_GC_WAIT_SECONDS: Final = 300.0
 
 # Less than this takes a week for an image, and connections would have to be shut out.
 MIN_BANDWIDTH: Final = 64 * 1024
@@ -80,6 +84,18 @@ class GateSettings:
     wait: float = 10.0
     # "refuse", or "start": the daemon starts the domain when its templates are here.
     then: str = "refuse"
+
+
+@dataclass(frozen=True)
+class GcSettings:
+    """What is never deleted, whatever is asked for."""
+
+    # Seconds after its last use in which a template's file stays: from a yes of the gate, or the
+    # end of a fetch, to the domain or overlay that can be seen.
+    grace: float = 60.0
+    # Seconds in which the other hosts on a shared storage have to say whether they use a file:
+    # to look takes one up to a minute, and NFS shows it the question up to another one late.
+    wait: float = 150.0
 
 
 @dataclass(frozen=True)
@@ -143,6 +159,7 @@ class Settings:
         default_factory=lambda: {"default": PrimarySettings(Path("/var/lib/libvirt/images"))}
     )
     gate: GateSettings = GateSettings()
+    gc: GcSettings = GcSettings()
     network: NetworkSettings = NetworkSettings()
     fetch: FetchSettings = FetchSettings()
     libvirt: LibvirtSettings = LibvirtSettings()
@@ -200,6 +217,7 @@ def parse(document: Mapping[str, Any]) -> Settings:
         socket=top.path("socket", Settings.socket),
         socket_group=top.text("socket_group", None),
         gate=_gate(top.table("gate")),
+        gc=_gc(top.table("gc")),
         network=_network(top.table("network")),
         fetch=_fetch(top.table("fetch")),
         libvirt=_libvirt(top.table("libvirt")),
@@ -247,6 +265,13 @@ def _gate(table: _Table) -> GateSettings:
     if then not in ("refuse", "start"):
         raise errors.ConfigError(f'{table.name}.then: "refuse" or "start", not {then!r}')
     return GateSettings(wait, then)
+
+
+def _gc(table: _Table) -> GcSettings:
+    grace = table.number("grace", GcSettings.grace, 0.0, MAX_GRACE_SECONDS)
+    wait = table.number("wait", GcSettings.wait, 1.0, MAX_GC_WAIT_SECONDS)
+    table.refuse_unknown()
+    return GcSettings(grace, wait)
 
 
 def _network(table: _Table) -> NetworkSettings:

@@ -44,12 +44,15 @@ from ddfs.gate import Gate
 from ddfs.image import inspect, packed
 from ddfs.image.unpack import unpack
 from ddfs.keeping.collector import Collector
+from ddfs.keeping.looking import Look
 from ddfs.keeping.records import Records
+from ddfs.keeping.sharing import Sharing
 from ddfs.keeping.stocktaking import Stocktaking
 from ddfs.limits import HostLimits, Limits
 from ddfs.model import ImageFormat, MiB
 from ddfs.notify import Supervisor
 from ddfs.primary.directory import DirectoryStorage
+from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.room import MakeRoom
 from ddfs.spool.spool import Spool
@@ -153,8 +156,9 @@ async def _serve_on(
         )
         inventory = HostInventory(libvirt, settings.templates_dir)
         mount = settings.mountpoint, settings.templates_dir
-        shared = {each.name for each in storages if each.is_shared}
-        collector = Collector(spool, templates, records, inventory.take, *mount, shared=shared)
+        look = Look(spool, templates, records, inventory.take, *mount)
+        sharing = await _sharing(settings, storages, spool, look)
+        collector = Collector(spool, look, sharing=sharing, grace_seconds=settings.gc.grace)
         await templates.load()
         stocktaking = Stocktaking(spool, templates, storages)
         await versions.load()
@@ -172,7 +176,7 @@ async def _serve_on(
             HostFigures(*mount, storages),
             HostLimits(transport, spool.queue, Limits.of(settings)),
             HostMetrics(templates, pool, storages, versions.state).text,
-            HostKeeping(templates, collector, records, stocktaking),
+            HostKeeping(templates, collector, records, stocktaking, sharing),
             HostDeployments(deployments, templates),
             later.add if settings.gate.then == "start" else None,
             versions.state,
@@ -185,9 +189,24 @@ async def _serve_on(
         changes.show(pool, templates)
         told = f"{settings.templates_dir}, {len(templates.all())} templates"
         before = changes.run, later.run, verifications.run, serve
-        beside = keeper.run, records.run, stocktaking.at_start, versions.run, deployments.run
+        beside = (
+            keeper.run, records.run, stocktaking.at_start, versions.run, deployments.run,
+            *(each.run for each in sharing.values()),
+        )  # fmt: skip
         await _serve_mounted(pool, before, beside, told, signals)
         fetching.cancel_scope.cancel()
+
+
+async def _sharing(
+    settings: Settings, storages: Sequence[DirectoryStorage], spool: Spool, look: Look
+) -> dict[str, Sharing]:
+    """With other hosts: what they may be deleting now is used by nobody here from now on."""
+    shared = [each for each in storages if isinstance(each, SharedDirectoryStorage)]
+    wait = settings.gc.wait
+    found = {s.name: Sharing(s, spool.leaving, look, wait_seconds=wait) for s in shared}
+    for each in found.values():
+        await each.start()
+    return found
 
 
 def _surroundings(

@@ -1,4 +1,4 @@
-"""Room in primary storage: ``ddfs gc``, ``ddfs pin`` and ``ddfs unpin``."""
+"""Room in primary storage: ``ddfs gc``, ``ddfs pin``, ``ddfs unpin`` and ``ddfs forget``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: ddfs gc --dry-run --unused-for 30d")(gc)
     app.command(epilog="Example: ddfs pin debian-12")(pin)
     app.command(epilog="Example: ddfs unpin debian-12")(unpin)
+    app.command(epilog="Example: ddfs forget node7")(forget)
 
 
 def gc(
@@ -82,3 +83,20 @@ def _set(context: typer.Context, names: list[str], pinned: bool, as_json: bool) 
         return
     for name in found:
         print(f"{name}: {'pinned' if pinned else 'not pinned'}")
+
+
+def forget(
+    context: typer.Context,
+    host: Annotated[str, typer.Argument(help="Its name or its id, as ddfs gc shows it.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Forget a host that shared a primary storage with this one and is gone for good.
+
+    While a host does not answer, nothing is deleted there, since its domains may need it. This
+    says that it has none any more.
+    """
+    session_of(context).client.forget_host(host)
+    if as_json:
+        output.print_json({"host": host, "known": False})
+        return
+    print(f"{host}: forgotten")

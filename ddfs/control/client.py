@@ -34,6 +34,7 @@ from ddfs.control.keeping_messages import (
     Collect,
     CollectionStatus,
     DifferenceStatus,
+    ForgetHost,
     Pin,
     Place,
     TakeStock,
@@ -169,6 +170,11 @@ class Client:
         """Pins or unpins."""
         body = json.dumps(dataclasses.asdict(request)).encode()
         self._request("PUT", "/v1/pins", body, QUICK_SECONDS)
+
+    def forget_host(self, host: str) -> None:
+        """Forgets a host that shared a primary storage and is gone for good."""
+        body = json.dumps(dataclasses.asdict(ForgetHost(host))).encode()
+        self._request("POST", "/v1/hosts/forget", body, QUICK_SECONDS)
 
     def explain_gate(self, question: ExplainGate) -> GateReport:
         """What the hook would say."""

@@ -302,12 +302,15 @@ class Host:
             )
         if purge and len(self._templates.with_content(template.content_id)) == 1:
             # Without its file, an overlay that no domain has is lost as well.
-            users = set(await self.keeping.users_of(template))
-            if users:
+            try:
+                async with self.keeping.freed(template):
+                    await self._templates.remove(template.name, purge=True)
+            except errors.TemplateInUseError as error:
                 raise errors.TemplateInUseError(
-                    f"{template.file_name}: its file is used by {', '.join(sorted(users)[:5])}; "
-                    "delete that first, or remove the template without --purge"
-                )
+                    f"{template.file_name}: {error}; mend that, or remove the template without "
+                    "--purge"
+                ) from None
+            return
         await self._templates.remove(template.name, purge=purge)
 
     async def _users_of(self, template: Template) -> set[str]:

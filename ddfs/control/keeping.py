@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from fastapi import APIRouter
@@ -12,6 +13,7 @@ from ddfs.control.keeping_messages import (
     Collect,
     CollectionStatus,
     DifferenceStatus,
+    ForgetHost,
     Pin,
     Place,
     StoredStatus,
@@ -20,6 +22,7 @@ from ddfs.control.keeping_messages import (
 from ddfs.keeping.collector import Collector
 from ddfs.keeping.judgement import Judgement, StoredFile
 from ddfs.keeping.records import Records
+from ddfs.keeping.sharing import Sharing
 from ddfs.keeping.stocktaking import Stocktaking
 from ddfs.model import Template
 from ddfs.spool.rest import Demand
@@ -45,6 +48,10 @@ class Keeping(Protocol):
         """Compares disk and catalogue."""
         ...
 
+    async def forget_host(self, request: ForgetHost) -> None:
+        """Forgets a host that is gone for good."""
+        ...
+
 
 class HostKeeping:
     """Implements :class:`Keeping`."""
@@ -55,7 +62,9 @@ class HostKeeping:
         collector: Collector,
         records: Records,
         stocktaking: Stocktaking,
+        sharing: Mapping[str, Sharing],
     ) -> None:
+        self._sharing = sharing
         self._templates = templates
         self._stocktaking = stocktaking
         self._collector = collector
@@ -69,9 +78,11 @@ class HostKeeping:
         """When its content was last used; None for never."""
         return self._records.last_used_at(template.content_id) or None
 
-    async def users_of(self, template: Template) -> list[str]:
-        """Who needs its published files: domains, snapshots, images, processes."""
-        return await self._collector.users_of(template.content_id)
+    def freed(self, template: Template) -> AbstractAsyncContextManager[None]:
+        """Inside, nobody needs its published files; :class:`errors.TemplateInUseError` if somebody
+        does, or may.
+        """
+        return self._collector.freed(template.content_id)
 
     def check_primary(self, primary: str | None) -> None:
         """Refuse a primary storage that is not in the settings."""
@@ -98,16 +109,24 @@ class HostKeeping:
         found = await self._stocktaking.compare(fix=request.fix)
         return [DifferenceStatus(d.subject, d.problem, d.remedy, d.mended) for d in found]
 
+    async def forget_host(self, request: ForgetHost) -> None:
+        """On all shared storages."""
+        known = [await sharing.forget(request.host) for sharing in self._sharing.values()]
+        if not any(known):
+            raise errors.InvalidValueError(
+                f"no other host called {request.host[:140]!r} is known on a shared primary storage"
+            )
+
     async def collect(self, request: Collect) -> CollectionStatus:
         """Delete, or look."""
         if request.unused_for is not None and not request.unused_for >= 0:
             raise errors.InvalidValueError(f"unused_for: {request.unused_for:g} s cannot be")
         if request.dry_run:
-            judgements = await self._collector.look(request.unused_for)
+            judgements = await self._collector.look(request.unused_for or 0.0)
             removed = [j.file for j in judgements if j.kept_because is None]
             kept: Sequence[Judgement] = [j for j in judgements if j.kept_because is not None]
         else:
-            done = await self._collector.collect(request.unused_for)
+            done = await self._collector.collect(request.unused_for or 0.0)
             removed, kept = list(done.removed), done.kept
         return CollectionStatus(
             request.dry_run,
@@ -153,6 +172,11 @@ def routes(keeping: Keeping) -> APIRouter:
     async def take_stock(request: TakeStock) -> list[DifferenceStatus]:
         """Compares what is on disk with the catalogue, and mends what can be."""
         return await keeping.take_stock(request)
+
+    @router.post("/v1/hosts/forget", status_code=204)
+    async def forget_host(request: ForgetHost) -> None:
+        """Forgets a host that is gone for good and had a primary storage in common with us."""
+        await keeping.forget_host(request)
 
     @router.put("/v1/pins", status_code=204)
     async def pin(request: Pin) -> None:

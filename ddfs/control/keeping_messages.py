@@ -55,6 +55,17 @@ class CollectionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetHost:
+    """The body of ``POST /v1/hosts/forget``: a host, by its id or its name, that is gone for good
+    and of whose uses of shared primary storage nobody has to think any more.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """The body of ``PUT /v1/places``: these templates shall be on that primary storage.
 

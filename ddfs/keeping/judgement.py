@@ -22,8 +22,8 @@ class StoredFile:
 
     ``names`` are the templates that have this content, none for one that was removed;
     ``last_used_at`` is in POSIX seconds, 0 for never; ``uses`` is the spool's count when this
-    was written down. ``is_shared``: other hosts, of whose domains nothing is known here, have it
-    too.
+    was written down. Where hosts share the storage, ``users_elsewhere`` are those on the others,
+    and ``doubt`` is why nobody knows them all.
     """
 
     content_id: str
@@ -34,7 +34,8 @@ class StoredFile:
     last_used_at: float
     is_pinned: bool
     uses: int = 0
-    is_shared: bool = False
+    users_elsewhere: Sequence[str] = ()
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +68,30 @@ def judge(
 def _reason(file: StoredFile, uses: Uses, now: float, unused_seconds: float) -> str | None:
     if file.is_pinned:
         return "pinned"
-    if file.is_shared:
-        return "other hosts share its storage and may need it"
-    users = [*uses.of_path.get(file.path, ()), *uses.of_content.get(file.content_id, ())]
+    users = users_of(file, uses)
     if users:
-        shown = ", ".join(dict.fromkeys(users[:_SHOWN_USERS]))
-        more = len(users) - _SHOWN_USERS
-        return f"used by {shown}" + (f" and {more} more" if more > 0 else "")
+        return used_by(users)
     # A clock that was set back must not make everything look unused for long, nor new.
     if abs(now - file.last_used_at) < unused_seconds:
         return f"used {max(0, now - file.last_used_at):.0f} s ago"
-    if uses.obstacles:
-        return f"perhaps used: {uses.obstacles[0]}"
-    return None
+    return doubt_about(file, uses)
+
+
+def users_of(file: StoredFile, uses: Uses) -> list[str]:
+    """Who needs it, as far as that could be looked at."""
+    here = [*uses.of_path.get(file.path, ()), *uses.of_content.get(file.content_id, ())]
+    return list(dict.fromkeys([*here, *file.users_elsewhere]))
+
+
+def used_by(users: Sequence[str]) -> str:
+    """The reason that they are."""
+    more = len(users) - _SHOWN_USERS
+    return f"used by {', '.join(users[:_SHOWN_USERS])}" + (f" and {more} more" if more > 0 else "")
+
+
+def doubt_about(file: StoredFile, uses: Uses) -> str | None:
+    """What could not be looked at, so that somebody may need it; None when all was."""
+    return f"perhaps used: {uses.obstacles[0]}" if uses.obstacles else file.doubt
 
 
 def choose(judgements: Iterable[Judgement], primary: str, wanted: int) -> list[StoredFile]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from ddfs import errors
-from ddfs.model import ByteRange, MiB, PublishedFile
+from ddfs.model import ByteRange, PublishedFile
 from ddfs.primary import kernel, mend, preparation, publish
-from ddfs.primary.room import Ledger, Room
+from ddfs.primary.room import Ledger, Room, megabytes
 from ddfs.primary.stems import content_of, stem_of
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class DirectoryStorage:
         ):
             raise ValueError(f"{partial} is not in {self.partial_dir}")
         with self._translated(f"cannot publish {name}"):
-            published = publish.Publication(partial, self.path / _file_name(name)).run()
+            published = publish.Publication(partial, self.path / publish.file_name(name)).run()
         self._count(published, partial)
         return published
 
@@ -158,10 +158,16 @@ class DirectoryStorage:
     def adopt(self, name: str) -> PublishedFile:
         """Protect the file *name* as ``publish`` does; the caller has verified its bytes.
 
-        Raises :class:`errors.StorageError` when it is no regular file (any more).
+        Raises :class:`errors.StorageError` when it is no regular file (any more), and
+        :class:`errors.StorageFullError` when it would break the quota.
         """
+        path = self.path / publish.file_name(name)
         with self._translated(f"cannot protect {name}"):
-            published = publish.protect(self.path / _file_name(name))
+            if not self.is_shared and str(path) not in self._taken:
+                taken = os.lstat(path).st_blocks * 512
+                with self._room_lock:
+                    self._refuse_over_quota("", taken, 0, self._file_system()[0])
+            published = publish.protect(path)
         self._count(published)
         return published
 
@@ -292,24 +298,28 @@ class DirectoryStorage:
 
     def _refuse_without_room(self, content_id: str, length: int, written: int) -> None:
         total, free = self._file_system()
-        if self._quota is not None:
-            held, quota = self._held(besides=content_id), self._quota(total)
-            missing = self._room.over_quota(content_id, length, written, held, quota)
-            if missing:
-                raise errors.StorageFullError(
-                    f"{self.path}: {_megabytes(missing)} more would be over the quota of "
-                    f"{_megabytes(quota)} ({_megabytes(length)} in all); free some with ddfs gc, "
-                    f"or raise primary.{self.name}.quota",
-                    missing,
-                )
+        self._refuse_over_quota(content_id, length, written, total)
         keep_free = self._keep_free(total) if self._keep_free is not None else 0
         missing = self._room.missing(content_id, length, written, total, free, keep_free=keep_free)
         if missing:
-            kept = f", {_megabytes(keep_free)} of them kept free" if keep_free else ""
+            kept = f", {megabytes(keep_free)} of them kept free" if keep_free else ""
             raise errors.StorageFullError(
-                f"{self.path}: {_megabytes(missing)} more are needed ({_megabytes(length)} in "
-                f"all, {_megabytes(free)} free, {_megabytes(self._room.outstanding())} of them "
+                f"{self.path}: {megabytes(missing)} more are needed ({megabytes(length)} in "
+                f"all, {megabytes(free)} free, {megabytes(self._room.outstanding())} of them "
                 f"promised to other fetches{kept}); free some room, then try again",
+                missing,
+            )
+
+    def _refuse_over_quota(self, content_id: str, length: int, written: int, total: int) -> None:
+        if self._quota is None:
+            return
+        held, quota = self._held(besides=content_id), self._quota(total)
+        missing = self._room.over_quota(content_id, length, written, held, quota)
+        if missing:
+            raise errors.StorageFullError(
+                f"{self.path}: {megabytes(length)} more would be {megabytes(missing)} over the "
+                f"quota of {megabytes(quota)}; free some with ddfs gc, or raise "
+                f"primary.{self.name}.quota",
                 missing,
             )
 
@@ -413,13 +423,3 @@ class DirectoryStorage:
                     f"{self.path}: {doing}: {reason}; free some room, then try again"
                 ) from error
             raise errors.StorageError(f"{self.path}: {doing}: {reason}") from error
-
-
-def _file_name(name: str) -> str:
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise ValueError(f"not a file name: {name!r}")
-    return name
-
-
-def _megabytes(count: int) -> str:
-    return f"{-(-count // MiB)} MiB"

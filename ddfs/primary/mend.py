@@ -26,23 +26,29 @@ _BLOCK_BYTES: Final = 1 * MiB
 def mend(published: PublishedFile, mark: Path, source: int, ranges: Sequence[ByteRange]) -> None:
     """Copy *ranges* from the descriptor *source*, where they stand at the same places.
 
-    Durable when it returns; protected as before, also after a failure. Raises ``OSError``.
+    Durable when it returns; protected as before, also after a failure. Raises ``OSError``. The
+    mark stays only where the time of last write could not be put back.
     """
     _write_mark(mark, published)
-    with _writable(published.path) as target:
-        if os.fstat(target).st_ino != published.inode:
+    is_known = True
+    try:
+        with _writable(published.path) as target:
+            if os.fstat(target).st_ino != published.inode:
+                raise OSError(errno.ESTALE, "another file has its name by now")
+            is_known = False
+            try:
+                for each in ranges:
+                    for start in range(each.start, each.end, _BLOCK_BYTES):
+                        _copy(source, target, start, min(_BLOCK_BYTES, each.end - start))
+                os.ftruncate(target, published.size)
+                os.fdatasync(target)
+            finally:
+                _restore_time(target, published)
+                is_known = True
+    finally:
+        if is_known:
             os.unlink(mark)
-            raise OSError(errno.ESTALE, "another file has its name by now")
-        try:
-            for each in ranges:
-                for start in range(each.start, each.end, _BLOCK_BYTES):
-                    _copy(source, target, start, min(_BLOCK_BYTES, each.end - start))
-            os.ftruncate(target, published.size)
-            os.fdatasync(target)
-        finally:
-            _restore_time(target, published)
-    os.unlink(mark)
-    kernel.sync_directory(mark.parent)
+            kernel.sync_directory(mark.parent)
 
 
 def finish_all(directory: Path) -> None:
@@ -90,10 +96,15 @@ def _restore_time(fd: int, published: PublishedFile) -> None:
 
 def _write_mark(mark: Path, published: PublishedFile) -> None:
     fresh = mark.with_suffix(".mending-new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(published)))
-        file.flush()
-        os.fsync(fd)
-    os.replace(fresh, mark)
+    try:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(published)))
+            file.flush()
+            os.fsync(fd)
+        os.replace(fresh, mark)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        raise
     kernel.sync_directory(mark.parent)

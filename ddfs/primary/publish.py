@@ -204,3 +204,10 @@ def read_mark(mark: Path) -> PublishedFile | None:
     except (ValueError, TypeError):
         log.warning("%s is damaged and not used", mark)
         return None
+
+
+def file_name(name: str) -> str:
+    """*name*, which is that of a file in a directory; raises ``ValueError``."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"not a file name: {name!r}")
+    return name

@@ -107,3 +107,8 @@ class Ledger:
     def release(self, content_id: str) -> None:
         """Forget the promise; none is fine."""
         self._promises.pop(content_id, None)
+
+
+def megabytes(count: int) -> str:
+    """*count* bytes for people, rounded up."""
+    return f"{-(-count // MiB)} MiB"

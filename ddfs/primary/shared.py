@@ -1,24 +1,27 @@
 """A directory that several hosts share (NFS, a cluster file system) as primary storage.
 
 Partial files are each host's own; what is published is everybody's. A content is fetched by
-one host at a time (:mod:`ddfs.primary.lease`), and the others then find it. Nothing published
-is ever deleted from here, since no host knows what the others' domains stand on.
+one host at a time (:mod:`ddfs.primary.lease`), and the others then find it. What is published is
+deleted only when all hosts have agreed (:mod:`ddfs.primary.uses`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from ddfs import errors
 from ddfs.model import PublishedFile
+from ddfs.model.sharing import HostRecord, Intent, UsesRecord
 from ddfs.primary import kernel, lease
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.primary.stems import stem_of
+from ddfs.primary.uses import UsesDirectory
 
 _LEASES: Final = "leases"
+_USES: Final = "uses"
 
 
 class SharedDirectoryStorage(DirectoryStorage):
@@ -37,10 +40,13 @@ class SharedDirectoryStorage(DirectoryStorage):
     ) -> None:
         super().__init__(name, path, quota=quota, keep_free=keep_free)
         self.is_shared = True
-        self._host_id = host_id
+        self.host_id = host_id
         self._expiry_seconds = expiry_seconds
         self._beat_seconds = beat_seconds
         self._leases: lease.Leases | None = None
+        self._uses: UsesDirectory | None = None
+        # The names of files that everybody has agreed to delete.
+        self._agreed: set[str] = set()
 
     def close(self) -> None:
         """Let go of everything; partial files stay."""
@@ -49,9 +55,13 @@ class SharedDirectoryStorage(DirectoryStorage):
         super().close()
 
     def claim(self, content_id: str) -> bool:
-        """Whether this host may fetch *content_id*; ask again after a while if not."""
+        """Whether this host may fetch *content_id*, or use what another one publishes; ask again
+        after a while if not. Who is about to delete it is stopped, or waited for.
+        """
         assert self._leases is not None
         with self._translated("cannot claim a download"):
+            if self.cancel([i for i in self.intents() if i.content_id == content_id]):
+                return False
             return self._leases.claim(stem_of(content_id))
 
     def disclaim(self, content_id: str) -> None:
@@ -73,25 +83,102 @@ class SharedDirectoryStorage(DirectoryStorage):
         return super().publish(partial, name)
 
     def purge(self, published: PublishedFile) -> None:
-        """Refused, unless it is gone already."""
-        if os.path.lexists(published.path):
+        """Refused but between :meth:`commit` and :meth:`finish`, unless it is gone already."""
+        if Path(published.path).name not in self._agreed and os.path.lexists(published.path):
             raise errors.StorageError(
-                f"{published.path}: other hosts share this storage and may need it; delete it by "
-                "hand when none does (chattr -i first)"
+                f"{published.path}: other hosts share this storage and have not agreed to delete it"
             )
         super().purge(published)
 
+    # What hosts say to each other: see UsesDirectory. All raise errors.StorageError.
+
+    @property
+    def uses(self) -> UsesDirectory:
+        """Where they say it."""
+        if self._uses is None:
+            raise RuntimeError("prepare() comes first")
+        return self._uses
+
+    def register(self) -> None:
+        """Make this host known to the others."""
+        with self._translated("cannot say that this host uses it"):
+            self.uses.register()
+
+    def write_record(self, record: UsesRecord) -> None:
+        """What this host uses, and its votes."""
+        with self._translated("cannot say what this host uses"):
+            self.uses.write_record(record)
+
+    def show_life(self) -> bool:
+        """Whether the others still know this host, which lives."""
+        with self._translated("cannot say that this host lives"):
+            try:
+                self.uses.show_life()
+            except FileNotFoundError:
+                return False
+        return True
+
+    def records(self) -> list[HostRecord]:
+        """Of all hosts."""
+        with self._translated("cannot see what other hosts use"):
+            return self.uses.records()
+
+    def forget(self, host: str) -> None:
+        """A host that is gone for good."""
+        with self._translated(f"cannot forget host {host}"):
+            self.uses.forget(host)
+
+    def propose(self, content_id: str, file_name: str, unused_seconds: float) -> Intent:
+        """A new intent."""
+        with self._translated("cannot ask the other hosts"):
+            return self.uses.propose(content_id, file_name, unused_seconds)
+
+    def intents(self) -> list[Intent]:
+        """All that are there."""
+        with self._translated("cannot see what other hosts delete"):
+            return self.uses.intents()
+
+    def commit(self, intent: Intent) -> bool:
+        """Whether the file may be deleted from now on until :meth:`finish`."""
+        with self._translated("cannot agree with the other hosts"):
+            is_agreed = self.uses.commit(intent)
+        if is_agreed:
+            self._agreed.add(intent.file_name)
+        return is_agreed
+
+    def cancel(self, intents: Iterable[Intent]) -> list[Intent]:
+        """Those that are committed already, and not over."""
+        with self._translated("cannot stop another host's deletion"):
+            return self.uses.cancel(intents)
+
+    def finish(self, intent: Intent) -> None:
+        """It is over."""
+        self._agreed.discard(intent.file_name)
+        with self._translated("cannot say that a deletion is over"):
+            self.uses.finish(intent)
+
+    def is_over(self, token: str) -> bool:
+        """Whether it was cancelled or finished."""
+        with self._translated("cannot see what other hosts delete"):
+            return self.uses.is_over(token)
+
+    def names(self) -> list[str]:
+        """The names of all files in the directory, whoever published them."""
+        with self._translated("cannot be read"):
+            return [e.name for e in os.scandir(self.path) if e.is_file(follow_symlinks=False)]
+
     def _find_partial_dir(self) -> Path:
         shared = super()._find_partial_dir()
-        mine, leases = shared / f"host-{self._host_id}", shared / _LEASES
+        mine, leases, uses = shared / f"host-{self.host_id}", shared / _LEASES, shared / _USES
         with self._translated("cannot be written to"):
-            for directory in (mine, leases):
+            for directory in (mine, leases, uses):
                 directory.mkdir(mode=0o700, exist_ok=True)
                 kernel.own(directory)
         self._leases = lease.Leases(
             leases,
-            self._host_id,
+            self.host_id,
             expiry_seconds=self._expiry_seconds,
             beat_seconds=self._beat_seconds,
         )
+        self._uses = UsesDirectory(uses, self.host_id)
         return mine

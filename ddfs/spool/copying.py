@@ -24,7 +24,7 @@ from ddfs.spool.fetching import CLAIM_SECONDS, Order, Surroundings
 from ddfs.spool.partial import storage_errors
 from ddfs.spool.ports import Storage
 from ddfs.spool.publishing import publish
-from ddfs.spool.room import reserve
+from ddfs.spool.room import adopt, reserve
 from ddfs.spool.verify import holds_all_digests
 
 # <linux/fs.h>: _IOW(0x94, 9, int)
@@ -60,10 +60,10 @@ async def copy_content(
     try:
         while not await trio.to_thread.run_sync(target.claim, content_id):
             # Another host brings it there; what it publishes is seen at once.
-            if (adopted := await _adopt(order, manifest, target)) is not None:
+            if (adopted := await _adopt(order, manifest, target, around)) is not None:
                 return adopted
             await trio.sleep(CLAIM_SECONDS)
-        if (adopted := await _adopt(order, manifest, target)) is not None:
+        if (adopted := await _adopt(order, manifest, target, around)) is not None:
             return adopted
         await reserve(target, content_id, source.size, around.make_room)
         return await _copy(order, manifest, source, target)
@@ -98,7 +98,9 @@ def _check_cancelled() -> None:
     trio.from_thread.check_cancelled()
 
 
-async def _adopt(order: Order, manifest: Manifest, target: Storage) -> PublishedFile | None:
+async def _adopt(
+    order: Order, manifest: Manifest, target: Storage, around: Surroundings
+) -> PublishedFile | None:
     path = target.path / order.published_name
     if await trio.to_thread.run_sync(target.identify, path) is None:
         return None
@@ -107,7 +109,7 @@ async def _adopt(order: Order, manifest: Manifest, target: Storage) -> Published
             f"{path}: a file with other bytes has this name; it is not touched. "
             "Move it away, then try again"
         )
-    return await trio.to_thread.run_sync(target.adopt, order.published_name)
+    return await adopt(target, order.content_id, order.published_name, around.make_room)
 
 
 async def _verify(path: Path, manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ from ddfs.spool.ports import Heads, Inspector, Judge, Ledger, Storage, Unpack
 from ddfs.spool.publishing import publish
 from ddfs.spool.queue import Place
 from ddfs.spool.regain import regain
-from ddfs.spool.room import MakeRoom, reserve
+from ddfs.spool.room import MakeRoom, adopt, reserve
 from ddfs.spool.seed import plant
 from ddfs.spool.unpacking import room_for, unpack
 from ddfs.spool.verify import holds_all_digests
@@ -260,7 +260,12 @@ class Fetch:
             )
         await self._judge_adopted(path, manifest)
         log.info("%s: already in primary storage, its hash is right: used as it is", path)
-        return await trio.to_thread.run_sync(self._with.storage.adopt, self.order.published_name)
+        return await adopt(
+            self._with.storage,
+            self.order.content_id,
+            self.order.published_name,
+            self._with.make_room,
+        )
 
     async def _judge(self, image: Path) -> None:
         """Refuse *image*, complete and as mirrors have it, if it is not signed as it has to be."""

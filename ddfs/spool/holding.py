@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -45,6 +45,17 @@ class Copying:
         self.error: errors.DdfsError | None = None
 
 
+class Withheld:
+    """A published file that is not used here, since other hosts may delete it; *wanted* is told
+    of a content that somebody wants to use all the same. ``ended`` is set when that is over.
+    """
+
+    def __init__(self, file: PublishedFile, wanted: Callable[[str], None]) -> None:
+        self.file = file
+        self.wanted = wanted
+        self.ended = trio.Event()
+
+
 class Holding:
     """Changed by the spool alone. *primaries* are all storages, in the order of preference;
     *home* is where it is fetched to.
@@ -55,6 +66,7 @@ class Holding:
         self.home = home
         # By primary storage, the preferred one first.
         self.files: dict[str, PublishedFile] = {}
+        self.withheld: dict[str, Withheld] = {}
         self.copying: dict[str, Copying] = {}
         self.fetch: Fetch | None = None
         self.rest: rest.Rest | None = None
@@ -64,6 +76,8 @@ class Holding:
         self.is_going = False
         # Set while it makes room: when that is over it may be fetched again.
         self.evicted: trio.Event | None = None
+        # Somebody wants it, who cannot be told yet whether it has to be fetched.
+        self.is_awaited = False
         # How often it was used since the daemon was started.
         self.uses = 0
         self.last_error: str | None = None
@@ -76,15 +90,35 @@ class Holding:
 
     @property
     def obstacle(self) -> trio.Event | None:
-        """Set once what keeps it from being fetched is over: an eviction, or a copy."""
+        """Set once what keeps it from being fetched is over: an eviction, a copy, or that hosts
+        agree on its end.
+        """
         if self.evicted is not None:
             return self.evicted
+        for withheld in self.withheld.values():
+            return withheld.ended
         return next((each.ended for each in self.copying.values()), None)
 
     def put(self, primary: str, file: PublishedFile) -> None:
         """It is published on *primary*."""
         files = {**self.files, primary: file}
         self.files = {name: files[name] for name in self._primaries if name in files}
+
+    def all_files(self) -> dict[str, PublishedFile]:
+        """Those that are withheld too, by primary storage."""
+        return {**self.files, **{name: each.file for name, each in self.withheld.items()}}
+
+    def ask_for_withheld(self, content_id: str) -> None:
+        """Somebody wants to use it."""
+        for withheld in self.withheld.values():
+            withheld.wanted(content_id)
+
+    def drop(self, primary: str) -> None:
+        """It is not published on *primary* any more."""
+        self.files.pop(primary, None)
+        withheld = self.withheld.pop(primary, None)
+        if withheld is not None:
+            withheld.ended.set()
 
     def restore(self, storage: Storage, reference: SpoolReference) -> None:
         """What a reference of an earlier daemon says; first come those of preferred storages."""
@@ -103,7 +137,7 @@ class Holding:
         """How far it is."""
         if self.published is not None:
             return SpoolState.PUBLISHED
-        if self.fetch is not None:
+        if self.fetch is not None or self.is_awaited:
             return SpoolState.FETCHING
         return SpoolState.FAILED if self.last_error is not None else SpoolState.ABSENT
 

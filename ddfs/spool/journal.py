@@ -62,6 +62,10 @@ class Journal:
         self.path = path
         self.header = header
         self._fd = fd
+        # Where the last whole record ends. What a full disk cut off must not stay there, since
+        # nothing behind it could be read any more.
+        self._end = 0
+        self._is_torn = False
         self._mirrors: dict[str, int] = {}
         self._pieces: dict[int, tuple[int, bytes]] = {}
 
@@ -75,14 +79,17 @@ class Journal:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             payload = json.dumps({"version": _VERSION, **asdict(header)}).encode()
-            _write_all(fd, _frame(_HEADER, payload))
+            frame = _frame(_HEADER, payload)
+            _write_all(fd, frame, 0)
             os.fsync(fd)
             temporary.rename(path)
             sync_directory(path.parent)
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, header)
+        journal = cls(path, fd, header)
+        journal._end = len(frame)
+        return journal
 
     @classmethod
     def open(cls, path: Path) -> Self | None:
@@ -116,7 +123,7 @@ class Journal:
             journal._apply(kind, payload)
         if end < len(data):
             os.ftruncate(fd, end)
-        os.lseek(fd, 0, os.SEEK_END)
+        journal._end = end
         return journal
 
     def _apply(self, kind: int, payload: bytes) -> None:
@@ -149,28 +156,44 @@ class Journal:
         return sum(len(grid.bytes_of(piece)) for piece in self._pieces if piece < grid.count)
 
     def append(self, records: Sequence[PieceRecord]) -> None:
-        """Say that *records* are on disk, which they must be. Durable on return."""
-        frames = []
+        """Say that *records* are on disk, which they must be. Durable on return; after an
+        error the journal is as before, and the next call goes on from there.
+        """
+        mirrors = dict(self._mirrors)
+        said: list[tuple[int, bytes]] = []
         for record in records:
-            if record.mirror_url not in self._mirrors:
-                self._mirrors[record.mirror_url] = len(self._mirrors)
-                frames.append(_frame(_MIRROR, record.mirror_url.encode()))
-            payload = _PIECE.pack(record.piece, self._mirrors[record.mirror_url]) + record.sha256
-            self._apply(_PIECE_KIND, payload)
-            frames.append(_frame(_PIECE_KIND, payload))
-        self._append(frames)
+            if record.mirror_url not in mirrors:
+                mirrors[record.mirror_url] = len(mirrors)
+                said.append((_MIRROR, record.mirror_url.encode()))
+            payload = _PIECE.pack(record.piece, mirrors[record.mirror_url]) + record.sha256
+            said.append((_PIECE_KIND, payload))
+        self._append(said)
 
     def forget(self, pieces: Iterable[int]) -> None:
-        """Say that *pieces* are not to be trusted any more. Durable on return."""
-        payloads = [_NUMBER.pack(piece) for piece in pieces]
-        for payload in payloads:
-            self._apply(_FORGOTTEN, payload)
-        self._append([_frame(_FORGOTTEN, payload) for payload in payloads])
+        """Say that *pieces* are not to be trusted any more. Durable on return; an error as in
+        :meth:`append`.
+        """
+        self._append([(_FORGOTTEN, _NUMBER.pack(piece)) for piece in pieces])
 
-    def _append(self, frames: list[bytes]) -> None:
-        if frames:
-            _write_all(self._fd, b"".join(frames))
+    def _append(self, said: Sequence[tuple[int, bytes]]) -> None:
+        if not said:
+            return
+        data = b"".join(_frame(kind, payload) for kind, payload in said)
+        if self._is_torn:
+            os.ftruncate(self._fd, self._end)
+        self._is_torn = True
+        try:
+            _write_all(self._fd, data, self._end)
             os.fdatasync(self._fd)
+        except OSError:
+            # At once, since the next daemon may be the next to look.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._end)
+            raise
+        self._is_torn = False
+        self._end += len(data)
+        for kind, payload in said:
+            self._apply(kind, payload)
 
     def close(self) -> None:
         """Close the file; twice is no mistake."""
@@ -221,7 +244,8 @@ def _header_from(payload: bytes) -> JournalHeader | None:
     return None
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written

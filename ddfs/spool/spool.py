@@ -9,7 +9,6 @@ catalogue has its row.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import Final
 import trio
 
 from ddfs import errors
-from ddfs.model import ByteRange, PublishedFile, SpoolReference, SpoolState
+from ddfs.model import ByteRange, PublishedFile, SpoolState
 from ddfs.spool import rest
 from ddfs.spool.copying import copy_content
 from ddfs.spool.explain import Explain, explained
 from ddfs.spool.fetching import Fetch, Order, Surroundings
 from ddfs.spool.holding import Copying, Holding, HoldingStatus, at_rest
+from ddfs.spool.leaving import Leaving, write_down
 from ddfs.spool.ports import Storage
 from ddfs.spool.queue import Queue
 from ddfs.spool.reading import OpenFiles
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 # The journal of what runs has to be on disk before the process may be killed for slowness.
 _SHUTDOWN_SECONDS: Final = 2.0
+
+# To stop other hosts from deleting a file takes a rename; the hook waits meanwhile.
+_WITHHELD_SECONDS: Final = 3.0
 
 
 class Spool:
@@ -68,6 +71,9 @@ class Spool:
         self._holdings: dict[str, Holding] = {}
         self._files = OpenFiles()
         self._nursery: trio.Nursery | None = None
+        leaving = Leaving(self._holdings, self._storages, surroundings, self._files, on_change)
+        self.leaving = leaving
+        self.purge, self.evict = leaving.purge, leaving.evict
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own all fetches until cancelled. Started when what a crash left is put right."""
@@ -106,6 +112,11 @@ class Spool:
         """The complete file, from memory; see :meth:`confirm_published`."""
         holding = self._holdings.get(content_id)
         return holding.published if holding and not holding.is_going else None
+
+    def is_stored(self, content_id: str) -> bool:
+        """Whether there is a complete file of it, one that is not to be used now included."""
+        holding = self._holdings.get(content_id)
+        return holding is not None and bool(holding.all_files())
 
     @property
     def primaries(self) -> tuple[str, ...]:
@@ -161,6 +172,7 @@ class Spool:
         holding = self._holdings.get(content_id)
         if holding is not None:
             holding.uses += 1
+            holding.ask_for_withheld(content_id)
 
     def uses(self, content_id: str) -> int:
         """How often it was used; who compares two answers knows whether it was in between."""
@@ -172,13 +184,17 @@ class Spool:
         return [
             (content_id, primary, file)
             for content_id, holding in self._holdings.items()
-            for primary, file in holding.files.items()
+            for primary, file in holding.all_files().items()
             if not holding.is_going
         ]
 
     async def confirm_published(self, content_id: str) -> PublishedFile | None:
         """Look at the published file again; one that is gone or changed counts no more."""
         self.note_use(content_id)
+        holding = self._holdings.get(content_id)
+        if holding is not None and holding.published is None and holding.withheld:
+            with trio.move_on_after(_WITHHELD_SECONDS):
+                await next(iter(holding.withheld.values())).ended.wait()
         while (published := self.published(content_id)) is not None:
             primary = next(iter(self._holdings[content_id].files))
             is_intact = self._storages[primary].is_intact
@@ -190,7 +206,7 @@ class Spool:
                 return published
             log.error("%s: the published file is gone or was changed", published.path)
             if holding.files.get(primary) == published:
-                await self._forget_published(content_id, holding, primary)
+                await self.leaving.forget_published(content_id, holding, primary)
         return None
 
     # -- demand ----------------------------------------------------------------------------
@@ -210,7 +226,11 @@ class Spool:
         if holding.fetch is not None:
             holding.fetch.place.hasten(demand)
         # A copy writes where a fetch would.
-        is_busy = holding.fetch or holding.is_going or holding.copying
+        is_busy = holding.fetch or holding.is_going or holding.copying or holding.withheld
+        if not holding.published:
+            holding.ask_for_withheld(order.content_id)
+        if holding.obstacle is not None and not holding.copying:
+            self._demand_later(holding, order, demand)
         if holding.published or is_busy or self._nursery is None:
             return
         if holding.rest and not holding.rest.allows(trio.current_time(), demand):
@@ -222,6 +242,21 @@ class Spool:
         self._nursery.start_soon(self._own, holding, holding.fetch)
         self._on_change(order.content_id)
 
+    def _demand_later(self, holding: Holding, order: Order, demand: rest.Demand) -> None:
+        """Once it is known whether its file stays."""
+        if holding.is_awaited or self._nursery is None:
+            return
+        holding.is_awaited = True
+
+        async def wait() -> None:
+            while holding.obstacle is not None:
+                await holding.obstacle.wait()
+            holding.is_awaited = False
+            self.demand(order, demand)
+            self._on_change(order.content_id)
+
+        self._nursery.start_soon(wait)
+
     async def read(self, order: Order, wanted: ByteRange) -> bytes:
         """Verified bytes of a content, waiting for them as long as a fetch runs.
 
@@ -232,6 +267,7 @@ class Spool:
             if holding.published is not None and not holding.is_going:
                 return await self._files.read(holding.published, wanted.start, len(wanted))
             if holding.obstacle is not None:
+                holding.ask_for_withheld(order.content_id)
                 await holding.obstacle.wait()
                 continue
             self.demand(order)
@@ -279,72 +315,6 @@ class Spool:
         holding.fetch.scope.cancel()
         return True
 
-    async def purge(self, content_id: str) -> None:
-        """Delete the published file and what is partial. The caller knows that nobody needs it."""
-        holding = self._holdings.get(content_id)
-        if holding is None:
-            return
-        if holding.fetch is not None:
-            raise errors.TemplateInUseError("it is being fetched; end that with ddfs cancel")
-        if holding.copying:
-            raise errors.TemplateInUseError("it is being copied to another primary storage")
-        holding.is_going = True
-        try:
-            await self._delete(content_id, holding)
-        finally:
-            holding.is_going = False
-        # A failed fetch that waits to be tried again is not tried for what is gone.
-        holding.rest = None
-        self._holdings.pop(content_id, None)
-
-    async def evict(self, content_id: str, primary: str, uses: int) -> bool:
-        """Delete the published file on *primary* to make room, unless it was used since
-        :meth:`uses` said *uses*; whether it is gone. Who wants it meanwhile has it fetched again.
-        """
-        holding = self._holdings.get(content_id)
-        if holding is None or holding.fetch is not None or holding.is_going or holding.copying:
-            return False
-        if primary not in holding.files or holding.uses != uses:
-            return False
-        holding.is_going, holding.evicted = True, trio.Event()
-        # The name in the mount must not lead to a file that is gone.
-        self._on_change(content_id)
-        try:
-            await self._delete_file(content_id, holding, primary)
-            if not holding.files:
-                await self._forget(content_id)
-        finally:
-            holding.is_going = False
-            if holding.files:
-                self._on_change(content_id)
-            else:
-                self._holdings.pop(content_id, None)
-            holding.evicted.set()
-            holding.evicted = None
-        return True
-
-    async def _delete(self, content_id: str, holding: Holding) -> None:
-        for primary in list(holding.files):
-            await self._delete_file(content_id, holding, primary)
-        await self._forget(content_id)
-
-    async def _delete_file(self, content_id: str, holding: Holding, primary: str) -> None:
-        file = holding.files[primary]
-        self._files.forget(file.path)
-        await trio.to_thread.run_sync(self._storages[primary].purge, file)
-        await self._forget_published(content_id, holding, primary)
-
-    async def _forget(self, content_id: str) -> None:
-        """What is partial, and the references."""
-        for storage in self._storages.values():
-            await trio.to_thread.run_sync(storage.discard, content_id)
-            await trio.to_thread.run_sync(
-                self._with.ledger.forget_reference,
-                content_id,
-                storage.name,
-                limiter=self._with.ledger_limiter,
-            )
-
     # -- copies ----------------------------------------------------------------------------
 
     async def copy(self, order: Order, primary: str) -> PublishedFile:
@@ -380,7 +350,7 @@ class Spool:
             storage = self._storages[primary]
             file = await copy_content(order, source, storage, self._with)
             content_id = order.content_id
-            await self._write_down(storage, content_id, SpoolState.PUBLISHED, file.size, file)
+            await write_down(self._with, storage, content_id, SpoolState.PUBLISHED, file.size, file)
             holding.put(primary, file)
             await self._discard_leftovers(storage, content_id)
             running.error = None
@@ -399,10 +369,10 @@ class Spool:
         content_id, home = fetch.order.content_id, holding.home
         error: errors.DdfsError | None = errors.CancelledFetchError("the daemon is ending")
         try:
-            await self._write_down(home, content_id, SpoolState.FETCHING, holding.bytes_here)
+            await write_down(self._with, home, content_id, SpoolState.FETCHING, holding.bytes_here)
             published = await fetch.run()
-            await self._write_down(
-                home, content_id, SpoolState.PUBLISHED, published.size, published
+            await write_down(
+                self._with, home, content_id, SpoolState.PUBLISHED, published.size, published
             )
             holding.put(home.name, published)
             self.note_use(content_id)
@@ -446,8 +416,13 @@ class Spool:
         cancelled = isinstance(error, errors.CancelledFetchError)
         state = SpoolState.ABSENT if cancelled else SpoolState.FAILED
         try:
-            await self._write_down(
-                holding.home, content_id, state, holding.bytes_here, error=holding.last_error
+            await write_down(
+                self._with,
+                holding.home,
+                content_id,
+                state,
+                holding.bytes_here,
+                error=holding.last_error,
             )
         except errors.DdfsError as failure:
             log.error("%s: its failure cannot be written down: %s", name, failure)
@@ -462,33 +437,9 @@ class Spool:
         if holding.rest is resting:
             self.demand(fetch.order, rest.Demand.RETRY)
 
-    async def _write_down(
-        self,
-        storage: Storage,
-        content_id: str,
-        state: SpoolState,
-        bytes_here: int,
-        published: PublishedFile | None = None,
-        error: str | None = None,
-    ) -> None:
-        reference = SpoolReference(
-            content_id, storage.name, state, bytes_here, time.time(), published, error
-        )
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(
-                self._with.ledger.record_reference, reference, limiter=self._with.ledger_limiter
-            )
-
     async def _discard_leftovers(self, storage: Storage, content_id: str) -> None:
         """The journal and the like; a failure costs a few bytes, not the template."""
         try:
             await trio.to_thread.run_sync(storage.discard, content_id)
         except errors.DdfsError as error:
             log.warning("%s", error)
-
-    async def _forget_published(self, content_id: str, holding: Holding, primary: str) -> None:
-        holding.files.pop(primary, None)
-        if not holding.files:
-            holding.bytes_here = 0
-        self._on_change(content_id)
-        await self._write_down(self._storages[primary], content_id, SpoolState.ABSENT, 0)

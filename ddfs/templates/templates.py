@@ -325,7 +325,7 @@ class Templates:
                     f"{template.file_name} is being fetched; end that with: ddfs cancel {name}"
                 )
             with trio.CancelScope(shield=True):
-                if is_last and (purge or self.published(template) is None):
+                if is_last and (purge or not self._spool.is_stored(template.content_id)):
                     await self._spool.purge(template.content_id)
                 await trio.to_thread.run_sync(
                     self._catalogue.remove_template, name, limiter=self._limiter
@@ -346,7 +346,7 @@ class Templates:
         """
         template = self.newest(name)
         async with self.changing(template.family):
-            if self.published(template) is None:
+            if not self._spool.is_stored(template.content_id):
                 with trio.CancelScope(shield=True):
                     await self._spool.purge(template.content_id)
 

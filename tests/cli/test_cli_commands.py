@@ -221,3 +221,11 @@ def test_text_from_outside_is_harmless(ddfs: Ddfs, service: FakeService) -> None
         assert "\x1b" not in out
         assert "\x07" not in out
     assert r"\x1b[2J[red]oops next" in ddfs("status").out
+
+
+def test_a_host_is_forgotten_once(ddfs: Ddfs) -> None:
+    done = ddfs("forget", "gone")
+    assert (done.code, done.out) == (0, "gone: forgotten\n")
+    done = ddfs("forget", "gone")
+    assert done.code == errors.EXIT_REQUEST
+    assert done.err == "ddfs: no other host called 'gone' is known\n"

@@ -28,6 +28,7 @@ from ddfs.control.keeping_messages import (
     Collect,
     CollectionStatus,
     DifferenceStatus,
+    ForgetHost,
     Pin,
     Place,
     StoredStatus,
@@ -79,6 +80,7 @@ class FakeKeeping:
     def __init__(self, service: FakeService) -> None:
         self._service = service
         self.asked: list[Collect] = []
+        self.hosts = ["gone"]
 
     async def collect(self, request: Collect) -> CollectionStatus:
         self.asked.append(request)
@@ -92,6 +94,11 @@ class FakeKeeping:
 
     async def take_stock(self, request: TakeStock) -> list[DifferenceStatus]:
         return [DifferenceStatus("/p/a@1.img", "it is gone", "fetch it again", request.fix)]
+
+    async def forget_host(self, request: ForgetHost) -> None:
+        if request.host not in self.hosts:
+            raise errors.InvalidValueError(f"no other host called {request.host!r} is known")
+        self.hosts.remove(request.host)
 
     async def pin(self, request: Pin) -> None:
         for name in request.names:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ddfs.keeping.judgement import StoredFile, Uses, choose, judge
 from ddfs.primary.room import Ledger
+from tests.keeping.life import Judge
 
 NOW = 1_000_000.0
 
@@ -37,7 +38,8 @@ def test_judgement_what_nothing_speaks_for_may_go():
 def test_judgement_each_reason_to_stay():
     assert reason(file(is_pinned=True)) == "pinned"
     assert reason(file(), Uses(of_content={"sha-256:a": ["domain vm"]})) == "used by domain vm"
-    assert reason(file(), Uses(of_path={"/pool/a@1.img": ["x"] * 9})) == "used by x and 6 more"
+    many = Uses(of_path={"/pool/a@1.img": [*"xxyzabcdef"]})
+    assert reason(file(), many) == "used by x, y, z and 6 more"
     assert reason(file(), Uses(of_path={"/pool/b@1.img": ["x"]})) is None
     assert reason(file(last_used_at=NOW - 59)) == "used 59 s ago"
     assert reason(file(), unused_seconds=1001) == "used 1000 s ago"
@@ -81,24 +83,24 @@ operation = st.one_of(
 
 @dataclass
 class Host:
-    """A host by the rules: what is deployed is in ``overlays`` until it is deleted."""
+    """A host by the rules."""
 
     ledger: Ledger = field(default_factory=Ledger)
     now: float = 0.0
     published: dict[str, float] = field(default_factory=dict)
-    overlays: list[str] = field(default_factory=list)
-    pinned: set[str] = field(default_factory=set)
+    judge: Judge = field(default_factory=lambda: Judge(SIZES, QUOTA))
+    number: int = 0
     is_libvirt_up: bool = True
 
     def judgements(self):
         uses = Uses(
-            of_content={f"sha-256:{n}": ["vm"] for n in self.overlays}
+            of_content={f"sha-256:{n}": [vm] for vm, n in self.judge.machines.items()}
             if self.is_libvirt_up
             else {},
             obstacles=() if self.is_libvirt_up else ("libvirtd does not answer",),
         )
         files = [
-            file(n, bytes=SIZES[n], last_used_at=at, is_pinned=n in self.pinned)
+            file(n, bytes=SIZES[n], last_used_at=at, is_pinned=n in self.judge.pinned)
             for n, at in self.published.items()
         ]
         return judge(files, uses, self.now)
@@ -109,8 +111,7 @@ class Host:
     def remove(self, files):
         for gone in files:
             [name] = gone.names
-            assert name not in self.overlays, "a version that is needed was removed"
-            assert name not in self.pinned, "a pinned version was removed"
+            assert name not in self.judge.kept, "a version that is needed or pinned was removed"
             assert self.is_libvirt_up, "removed without knowing who needs it"
             del self.published[name]
 
@@ -138,19 +139,22 @@ class Host:
         if what == "deploy" and self.fetch(argument):
             self.finish(argument)
             self.published[argument] = self.now
-            self.overlays.append(argument)
+            self.number += 1
+            self.judge.machines[f"vm{self.number}"] = argument
         elif what == "prefetch":
             self.fetch(argument)
         elif what == "finish":
             self.finish(argument)
         elif what == "kill":
             self.ledger = Ledger()
-        elif what == "delete" and argument in self.overlays:
-            self.overlays.remove(argument)
+        elif what == "delete":
+            on_it = [vm for vm, name in self.judge.machines.items() if name == argument]
+            for vm in on_it[:1]:
+                del self.judge.machines[vm]
         elif what == "pin":
-            self.pinned.add(argument)
+            self.judge.pinned.add(argument)
         elif what == "unpin":
-            self.pinned.discard(argument)
+            self.judge.pinned.discard(argument)
         elif what == "libvirt":
             self.is_libvirt_up = argument == "up"
         elif what == "gc":
@@ -165,8 +169,8 @@ def test_judgement_no_life_of_a_host_loses_what_is_needed_or_breaks_the_quota(op
     host = Host()
     for what, argument in operations:
         host.step(what, argument)
-        assert set(host.overlays) <= set(host.published), "a version that is needed is gone"
-        assert host.held() + host.ledger.promised() <= QUOTA, "over quota"
+        held = host.held() + host.ledger.promised()
+        host.judge.check(f"{what} {argument}", host.published, held)
 
 
 def test_judgement_room_is_made_when_it_can_be():

@@ -98,3 +98,13 @@ def test_it_is_the_published_file_while_it_is_mended(
         storage.mend(published, source.fileno(), Looking([ByteRange(0, 5)]))
     assert intact == [True]
     assert storage.is_intact(published)
+
+
+def test_a_failure_leaves_no_mark(
+    storage: DirectoryStorage, published: PublishedFile, tmp_path: Path
+) -> None:
+    with (tmp_path / "good").open("wb") as only_written:
+        with pytest.raises(errors.StorageError, match="cannot mend"):
+            storage.mend(published, only_written.fileno(), [ByteRange(1, 3)])
+    assert storage.is_intact(published)
+    assert not list(storage.partial_dir.glob("*.mending*"))

@@ -92,3 +92,20 @@ def test_keep_free_is_of_the_file_system_whoever_fills_it(small):
     with pytest.raises(errors.StorageFullError, match="20 MiB of them kept free"):
         storage.reserve(CONTENT, 10 * MiB)
     storage.reserve(CONTENT, 5 * MiB)
+
+
+def test_quota_counts_what_is_adopted(small):
+    storage = storage_in(small, quota=10 * MiB)
+    storage.reserve(OTHER, 4 * MiB)
+    image = storage.path / "by hand@abababababab.img"
+    image.write_bytes(bytes(8 * MiB))
+    with pytest.raises(errors.StorageFullError, match="8 MiB more would be 2 MiB over") as caught:
+        storage.adopt(image.name)
+    assert caught.value.missing == 2 * MiB
+    assert os.stat(image).st_mode & 0o222
+    storage.release(OTHER)
+    published = storage.adopt(image.name)
+    assert storage.room().held == 8 * MiB
+    # Again, as after a crash.
+    assert storage.adopt(image.name) == published
+    storage.purge(published)

@@ -1,6 +1,7 @@
 """The journal: what it vouches for survives, what was torn does not count."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,34 @@ def test_a_flipped_bit_ends_what_is_believed(tmp_path: Path) -> None:
     assert again is not None
     assert [record.piece for record in again.pieces()] == [1]
     again.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+def test_what_a_full_disk_cuts_off_hides_nothing_that_comes_later(tmp_path: Path) -> None:
+    size = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    subprocess.run(["mount", *size], check=True)
+    try:
+        path, filler = tmp_path / "journal", tmp_path / "filler"
+        journal = Journal.create(path, HEADER)
+        journal.append([PieceRecord(1, "http://a/x", b"h" * 32)])
+        figures = os.statvfs(tmp_path)
+        filler.write_bytes(bytes(figures.f_bavail * figures.f_frsize))
+        # There is room in the last page: the first part of these gets onto the disk.
+        many = [PieceRecord(piece, "http://b/x", b"h" * 32) for piece in range(2, 100)] * 2
+        with pytest.raises(OSError, match="space"):
+            journal.append(many)
+        assert [record.piece for record in journal.pieces()] == [1]
+        with pytest.raises(OSError, match="space"):
+            journal.forget([1] * 500)
+        filler.unlink()
+        journal.append([PieceRecord(7, "http://c/x", b"h" * 32)])
+        journal.close()
+        again = Journal.open(path)
+        assert again is not None
+        assert [(r.piece, r.mirror_url) for r in again.pieces()] == [
+            (1, "http://a/x"),
+            (7, "http://c/x"),
+        ]
+        again.close()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -6,21 +6,27 @@ import json
 import random
 import sqlite3
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from lab.domain import Disk, Domain, make_overlay
 from lab.host import Host
 from lab.libvirtd import Libvirtd
 from lab.processes import wait_until
 from lab.site import MIB, Published, Site
 
+from tests.keeping.life import Judge
+
 MakeVm = Callable[[Host, str, Path], Domain]
+
+NO_GRACE = "[gc]\ngrace = 0\n"
 
 SEQUENCES = 20
 STEPS = 4
+QUOTA = 7 * MIB
 
 
 def with_limits(host: Host, limits: str) -> None:
@@ -29,6 +35,14 @@ def with_limits(host: Host, limits: str) -> None:
     line = f'path = "{host.images}"\n'
     assert line in text
     host.settings.write_text(text.replace(line, f"{line}{limits}\n"))
+
+
+@pytest.fixture
+def host(directory: Path) -> Iterator[Host]:
+    """A host whose daemon runs, and protects nothing for having been used just now."""
+    with Host(directory / "host", more=NO_GRACE) as host:
+        host.serve()
+        yield host
 
 
 def add(host: Host, image: Published) -> str:
@@ -73,7 +87,8 @@ def test_gc_keeps_what_anybody_uses_and_says_who(
     host.ddfs("pin", pinned)
     make_overlay(host.vms / "loose.qcow2", host.published(loose))
 
-    assert all("ago" in reason for name, reason in reasons(collect(host)).items() if name == plain)
+    recent = reasons(collect(host, "--unused-for", "1h"))
+    assert recent[plain].endswith(" s ago")
     shown = collect(host, "--dry-run", "--unused-for", "0s")
     assert [stored["names"] for stored in shown["removed"]] == [[plain]]
     assert host.published(plain).exists()
@@ -150,82 +165,101 @@ def used_bytes(host: Host) -> int:
 def test_no_random_life_loses_what_is_needed_or_breaks_the_quota(
     directory: Path, fast_site: Site, libvirtd: Libvirtd
 ) -> None:
-    quota = 7 * MIB
-    with Host(directory / "host") as host:
-        with_limits(host, f"quota = {quota}")
+    """Real machines on real overlays, and the judge of the model's thousands of lives."""
+    with Host(directory / "host", more=NO_GRACE) as host:
+        with_limits(host, f"quota = {QUOTA}")
         host.serve()
-        names = [add(host, image) for image in images_of(fast_site, "life", 5)]
-        life = _Life(host, libvirtd, names)
+        libvirtd.install_hook(host.hook())
+        images = images_of(fast_site, "life", 5)
+        sizes = {add(host, each): each.image.stat().st_blocks * 512 for each in images}
+        life = _Life(host, libvirtd, Judge(sizes, QUOTA))
         for seed in range(SEQUENCES):
             chance = random.Random(seed)
             for _ in range(STEPS):
-                done = life.step(chance)
-                life.check(f"sequence {seed}: {done}", quota)
+                life.step(chance, f"sequence {seed}")
             life.end()
 
 
 class _Life:
-    """Virtual machines that come and go on one host."""
+    """Virtual machines that come, run, stop and go on one host."""
 
-    def __init__(self, host: Host, libvirtd: Libvirtd, names: list[str]) -> None:
+    def __init__(self, host: Host, libvirtd: Libvirtd, judge: Judge) -> None:
         self.host = host
         self.libvirtd = libvirtd
-        self.names = names
-        self.machines: dict[str, str] = {}
+        self.judge = judge
+        self.names = sorted(judge.sizes)
+        self.running: set[str] = set()
         self.number = 0
 
-    def step(self, chance: random.Random) -> str:
-        what = chance.choice(["deploy"] * 5 + ["delete"] * 3 + ["gc"] * 3 + ["kill"])
-        name = chance.choice(self.names)
+    def step(self, chance: random.Random, when: str) -> None:
+        kinds = ["deploy"] * 5 + ["stop"] * 2 + ["delete"] * 2 + ["gc"] * 3 + ["kill"]
+        what, name = chance.choice(kinds), chance.choice(self.names)
+        when = f"{when}: {what} {name}"
+        machines = sorted(self.judge.machines)
         if what == "deploy":
-            self.deploy(name)
-        elif what == "delete" and self.machines:
-            self.delete(chance.choice(list(self.machines)))
+            self.deploy(name, when)
+        elif what == "stop" and self.running:
+            self.stop(chance.choice(sorted(self.running)))
+        elif what == "delete" and machines:
+            self.delete(chance.choice(machines))
         elif what == "gc":
             self.host.api_json("POST", "/v1/gc", {"unused_for": 0})
+            self.judge.check_collected(when, self.published())
         elif what == "kill":
+            # In the middle of a fetch, if it is not here.
             self.host.api_json("POST", "/v1/prefetch", {"names": [name]})
             self.host.kill()
             self.host.serve()
-        return f"{what} {name}"
+        self.judge.check(when, self.published(), used_bytes(self.host))
 
-    def deploy(self, name: str) -> None:
-        """A machine on an overlay; with no room for its template there is none."""
-        self.host.api_json("POST", "/v1/prefetch", {"names": [name]})
-        wait_until(lambda: self.state(name) != "downloading", f"{name} has ended")
-        if self.state(name) != "downloaded":
-            return
+    def deploy(self, name: str, when: str) -> None:
+        """A machine that runs; with no room for its template there is none."""
         self.number += 1
         machine = f"life{self.number}"
-        size = self.host.template(name)["virtual_size"]
-        template = self.host.templates / f"{name}.qcow2"
         overlay = self.host.vms / f"{machine}.qcow2"
-        make_overlay(overlay, template, virtual_size=size)
+        size = self.host.template(name)["virtual_size"]
+        make_overlay(overlay, self.host.templates / f"{name}.qcow2", virtual_size=size)
         self.libvirtd.define(Domain(machine, (Disk(overlay),)), self.host.vms)
-        self.machines[machine] = name
+        # Now it is needed, by a machine that cannot be started yet.
+        self.host.api_json("POST", "/v1/prefetch", {"names": [name]})
+        wait_until(lambda: self.state(name) != "downloading", f"{when}: it has ended")
+        started = self.libvirtd.virsh("start", machine, check=False)
+        fits = self.judge.fits(name)
+        assert (started.returncode == 0) == fits, f"{when}: fits: {fits}; {started.stderr}"
+        if fits:
+            self.judge.machines[machine] = name
+            self.running.add(machine)
+        else:
+            assert "over the quota" in started.stderr
+            self.delete(machine)
 
     def state(self, name: str) -> str:
         return str(self.host.template(name)["state"])
 
+    def published(self) -> set[str]:
+        """As it stands on the disk, whatever the daemon says."""
+        return {path.name.partition("@")[0] for path in self.host.images.iterdir()}
+
+    def stop(self, machine: str) -> None:
+        self.libvirtd.virsh("destroy", machine)
+        self.running.discard(machine)
+
     def delete(self, machine: str) -> None:
+        if machine in self.running:
+            self.stop(machine)
         self.libvirtd.virsh("undefine", machine)
         (self.host.vms / f"{machine}.qcow2").unlink()
-        del self.machines[machine]
-
-    def check(self, when: str, quota: int) -> None:
-        for name in set(self.machines.values()):
-            assert self.host.published(name).exists(), f"{when}: {name} is needed and gone"
-        assert used_bytes(self.host) <= quota, f"{when}: over quota"
+        self.judge.machines.pop(machine, None)
 
     def end(self) -> None:
-        for machine in list(self.machines):
+        for machine in list(self.judge.machines):
             self.delete(machine)
 
 
 def test_two_primary_storages_cost_one_fetch(
     directory: Path, fast_site: Site, libvirtd: Libvirtd
 ) -> None:
-    with Host(directory / "host") as host:
+    with Host(directory / "host", more=NO_GRACE) as host:
         fast = host.directory / "fast"
         fast.mkdir()
         host.settings.write_text(f'{host.settings.read_text()}[primary.fast]\npath = "{fast}"\n')
@@ -240,6 +274,13 @@ def test_two_primary_storages_cost_one_fetch(
         assert first.bytes_sent() - before == sent
         assert host.template("first")["primaries"] == ["default", "fast"]
         assert host.published("first").parent == host.images
+        # Nobody writes the other copy either.
+        libvirtd.install_hook(host.hook())
+        copy = fast / host.published("first").name
+        libvirtd.define(Domain("writer", (Disk(copy),)), host.vms)
+        refused = libvirtd.virsh("start", "writer", check=False)
+        assert "is the template first.qcow2 itself" in refused.stderr
+        libvirtd.virsh("undefine", "writer")
         add(host, second)
         host.ddfs("prefetch", "two1", "--primary", "fast")
         assert host.published("two1").parent == fast
@@ -301,9 +342,22 @@ def test_two_daemons_on_one_directory_fetch_once(directory: Path, fast_site: Sit
         # Twice would be twice; mirrors send some pieces twice in any fetch.
         assert image.bytes_sent() - before < 1.5 * image.size
         assert a.published("together") == b.published("together")
-        kept = reasons(collect(a, "--unused-for", "0s"))
-        assert kept["together"].startswith("other hosts share")
-        refused = a.ddfs("template", "remove", "together", "--purge", check=False)
-        assert refused.returncode == 4
-        assert "other hosts share this storage" in refused.stderr
-        assert b.published("together").exists()
+
+
+def test_what_was_just_used_stays_whatever_is_asked_for(
+    directory: Path, fast_site: Site, libvirtd: Libvirtd
+) -> None:
+    with Host(directory / "host") as host:
+        host.serve()
+        name = add(host, images_of(fast_site, "grace", 1)[0])
+        host.ddfs("prefetch", name)
+        assert reasons(collect(host, "--unused-for", "0s"))[name].endswith(" s ago")
+        # What is deleted by name is not asked for its last use, but what cannot be looked at
+        # stands in the way there too.
+        libvirtd.virsh("pool-define-as", "off", "dir", "--target", host.directory / "off")
+        refused = host.ddfs("template", "remove", name, "--purge", check=False)
+        assert refused.returncode == 2
+        assert "perhaps used: pool off is not active" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        libvirtd.virsh("pool-undefine", "off")
+        host.ddfs("template", "remove", name, "--purge")

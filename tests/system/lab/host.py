@@ -32,7 +32,8 @@ COMMAND_SECONDS: Final = 120
 class Host:
     """``with Host(directory) as host``: settings are written; :meth:`serve` starts the daemon.
 
-    ``images`` is the primary storage, ``templates`` the template pool.
+    ``images`` is the primary storage, ``templates`` the template pool. *primary* are more lines
+    for the former's settings, *more* is all else.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Host:
         gate_wait: float = 10.0,
         gate_then: str = "refuse",
         images: Path | None = None,
+        primary: str = "",
+        more: str = "",
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
@@ -61,9 +64,9 @@ class Host:
         self.settings.write_text(
             f'mountpoint = "{self.mountpoint}"\nstate_dir = "{self.state}"\n'
             f'socket = "{self.socket}"\n'
-            f'[primary.default]\npath = "{self.images}"\n'
+            f'[primary.default]\npath = "{self.images}"\n{primary}'
             f'[gate]\nwait = {gate_wait}\nthen = "{gate_then}"\n'
-            f"[network]\nallow_networks = {json.dumps(PRIVATE_NETWORKS)}\n"
+            f"[network]\nallow_networks = {json.dumps(PRIVATE_NETWORKS)}\n{more}"
         )
 
     def __enter__(self) -> Host:

@@ -10,7 +10,7 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lab.host import Host
 from lab.libvirtd import HIDDEN, LIBVIRTD_CONF, QEMU_CONF, URI, VIRSH_SECONDS, may_use_kvm
@@ -34,7 +34,8 @@ exec libvirtd --pid-file /run/libvirt/libvirtd.pid
 class Node:
     """One host: ``ddfs`` is its daemon, whose commands may be given from anywhere."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        """*settings* as for :class:`Host`."""
         directory.mkdir()
         self.name = directory.name
         (directory / "libvirtd.conf").write_text(LIBVIRTD_CONF)
@@ -46,7 +47,7 @@ class Node:
             [*command, directory, *HIDDEN], directory.parent / f"{self.name}.log"
         )
         self._libvirtd.wait_until(self._answers, "libvirtd answers", seconds=60)
-        self.ddfs = Host(directory / "host")
+        self.ddfs = Host(directory / "host", **settings)
         self.ddfs.command = [*self._inside(), *self.ddfs.command]
 
     def _inside(self) -> list[str]:
@@ -112,13 +113,13 @@ class Node:
 
 
 @contextlib.contextmanager
-def region(directory: Path, names: tuple[str, ...]) -> Iterator[list[Node]]:
+def region(directory: Path, names: tuple[str, ...], **settings: Any) -> Iterator[list[Node]]:
     """Nodes whose daemons run, each with the template pool and a pool ``default`` for disks."""
     directory.mkdir()
     with contextlib.ExitStack() as stack:
         nodes = []
         for name in names:
-            node = Node(directory / name)
+            node = Node(directory / name, **settings)
             stack.callback(node.close)
             nodes.append(node)
             node.ddfs.serve()
