@@ -25,7 +25,7 @@ MakeVm = Callable[[Host, str, Path], Domain]
 NO_GRACE = "[gc]\ngrace = 0\n"
 
 SEQUENCES = 20
-STEPS = 4
+STEPS = 3
 QUOTA = 7 * MIB
 
 

@@ -17,7 +17,7 @@ from lab.region import Node, region
 from lab.site import MIB, Published, Site
 
 # In which the other host has to answer.
-WAIT_SECONDS = 4
+WAIT_SECONDS = 3
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +113,9 @@ def test_a_host_that_does_not_answer_keeps_everything(nodes: list[Node], image: 
     assert alive.returncode == 2
     assert "may live" in alive.stderr
     west.ddfs.kill()
-    assert collect(east.ddfs)[name].startswith("perhaps used on host ")
     refused = east.ddfs.ddfs("template", "remove", name, "--purge", check=False)
     assert refused.returncode == 2
+    assert "perhaps used on host " in refused.stderr
     assert east.ddfs.published(name).exists()
     west.ddfs.serve()
     assert name not in collect(east.ddfs)
@@ -143,7 +143,7 @@ def test_machines_that_come_while_another_host_collects_find_their_template(
     collecting = threading.Thread(target=collect_again_and_again)
     collecting.start()
     try:
-        for number in range(6):
+        for number in range(3):
             west.ddfs.ddfs("prefetch", name)
             machine(west, f"vm{number}", name)
             west.ddfs.ddfs("start", f"vm{number}")
