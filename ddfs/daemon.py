@@ -101,9 +101,9 @@ def _first_of_ours(group: BaseExceptionGroup[BaseException]) -> errors.DdfsError
 
 
 async def _serve(settings: Settings) -> None:
-    storages = storages_of(settings)
     with ExitStack() as stack:
         stack.enter_context(_locked(settings.state_dir))
+        storages = storages_of(settings)
         for storage in storages:
             await trio.to_thread.run_sync(storage.prepare)
             stack.callback(storage.close)
@@ -189,11 +189,9 @@ async def _serve_on(
         changes.show(pool, templates)
         told = f"{settings.templates_dir}, {len(templates.all())} templates"
         before = changes.run, later.run, verifications.run, serve
-        beside = (
-            keeper.run, records.run, stocktaking.at_start, versions.run, deployments.run,
-            *(each.run for each in sharing.values()),
-        )  # fmt: skip
-        await _serve_mounted(pool, before, beside, told, signals)
+        voting = [each.run for each in sharing.values()]
+        beside = keeper.run, records.run, stocktaking.at_start, versions.run, deployments.run
+        await _serve_mounted(pool, before, (*beside, *voting), told, signals)
         fetching.cancel_scope.cancel()
 
 
