@@ -56,7 +56,7 @@ from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.spool.fetching import Surroundings
 from ddfs.spool.room import MakeRoom
 from ddfs.spool.spool import Spool
-from ddfs.storages import figures_of, most_bytes, storages_of
+from ddfs.storages import figures_of, most_bytes, storages_of, unseal
 from ddfs.templates import Templates
 from ddfs.templates.verification import Verifications
 from ddfs.templates.versions import Versions
@@ -165,7 +165,7 @@ async def _serve_on(
         shown = ShownTemplates(templates, lambda: figures_of(storages), spool.note_followed)
         pool = TemplatePool(shown, settings.mountpoint)
         later = LaterStarts(templates, domains.start)
-        gate = Gate(templates, settings.templates_dir, settings.gate.wait)
+        gate = Gate(templates, settings.templates_dir, settings.gate.wait, unseal)
         deployments = _deployments(settings, templates, libvirt, domains, keeper, storage)
         host = Host(
             templates,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,7 +32,7 @@ class NeededFile:
 
     ``writable``: the domain would write to it. ``is_optional``: it starts without it.
     ``device`` and ``inode`` say which file it is, where it lies elsewhere and may be a
-    published template.
+    published template. ``is_booted``: it is a kernel or the like, which libvirt opens for writing.
     """
 
     path: str
@@ -40,6 +40,7 @@ class NeededFile:
     is_optional: bool = False
     device: int = 0
     inode: int = 0
+    is_booted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,20 @@ class Window:
 
 
 class Gate:
-    """Answers for the templates of one host."""
+    """Answers for the templates of one host.
 
-    def __init__(self, templates: Templates, templates_dir: Path, wait_seconds: float) -> None:
+    ``unseal`` makes a published file one that root can open for writing, which its mode goes on
+    protecting; it raises :class:`errors.StorageError`.
+    """
+
+    def __init__(
+        self,
+        templates: Templates,
+        templates_dir: Path,
+        wait_seconds: float,
+        unseal: Callable[[Path], Awaitable[None]],
+    ) -> None:
+        self._unseal = unseal
         self._templates = templates
         self._directory = templates_dir
         self._window = Window(wait_seconds)
@@ -94,8 +106,16 @@ class Gate:
         except errors.RequestError as error:
             return Verdict(False, str(error))
         missing = [t for t in needed if not await self._templates.confirm_published(t)]
-        if not missing:
-            return Verdict(True)
+        verdict = await self._fetched(domain, missing) if missing else Verdict(True)
+        try:
+            if verdict.allowed:
+                await self._unseal_booted(files)
+        except errors.StorageError as error:
+            return Verdict(False, str(error))
+        return verdict
+
+    async def _fetched(self, domain: str, missing: Sequence[Template]) -> Verdict:
+        """The verdict once *missing* are here, or the window has closed."""
         for template in missing:
             self._templates.demand(template, Demand.START)
         deadline = self._window.deadline(trio.current_time())
@@ -103,6 +123,14 @@ class Gate:
         with trio.move_on_at(deadline):
             failure = await self._wait(missing)
         return self._conclude(domain, missing, failure)
+
+    async def _unseal_booted(self, files: Sequence[NeededFile]) -> None:
+        """A kernel is opened for writing by libvirt, which starts nothing where that fails."""
+        for file in files:
+            template = self._template_at(file.path) if file.is_booted else None
+            published = self._templates.published(template) if template is not None else None
+            if published is not None:
+                await self._unseal(Path(published.path))
 
     async def explain(self, domain: str, files: Sequence[NeededFile]) -> Verdict:
         """What :meth:`ask` would say if it did not wait; starts nothing."""

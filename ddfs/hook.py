@@ -44,6 +44,9 @@ _MAX_MESSAGE: Final = 2000
 # What QEMU calls the formats whose names in the pool end so.
 _QEMU_FORMATS: Final = {"qcow2": "qcow2", "vmdk": "vmdk", "vhd": "vpc", "vhdx": "vhdx"}
 
+# libvirt opens these for writing, to lock them while it notes their owner (its "metadata lock").
+_BOOT_ROLES: Final = ("kernel", "initrd", "dtb")
+
 # How published templates are called (ddfs.model.Template.published_name): all there is to know
 # one by while no daemon runs.
 _PUBLISHED_NAME: Final = re.compile(r"@[0-9a-f]{12}\.[a-z0-9]+$")
@@ -238,7 +241,9 @@ def _ask(
     import json
 
     asked = [
-        {"path": file.path, "writable": file.writable, "optional": file.optional} for file in files
+        {"path": file.path, "writable": file.writable, "optional": file.optional}
+        | ({"boot": True} if file.role in _BOOT_ROLES else {})
+        for file in files
     ]
     asked += [
         {"path": f.file.path, "writable": True, "device": f.device, "inode": f.inode}

@@ -13,6 +13,7 @@ import trio
 from ddfs import errors
 from ddfs.config import PrimarySettings, Settings
 from ddfs.image.domain import PoolTargets
+from ddfs.primary import kernel
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.primary.volumes import VolumeStorage
@@ -144,6 +145,19 @@ def figures_of(storages: Sequence[DirectoryStorage]) -> tuple[int, int]:
     by_place = {storage.place: storage for storage in storages}
     figures = [storage.figures() for storage in by_place.values()]
     return sum(total for total, _ in figures), sum(free for _, free in figures)
+
+
+async def unseal(path: Path) -> None:
+    """Take the immutable flag off a published file; nothing where there is none. Raises
+    :class:`errors.StorageError`.
+    """
+    try:
+        await trio.to_thread.run_sync(kernel.clear_immutable, path)
+    except OSError as error:
+        raise errors.StorageError(
+            f"{path}: libvirt has to open it for writing, and its immutable flag cannot be taken "
+            f"off: {error.strerror}"
+        ) from error
 
 
 def most_bytes(storage: DirectoryStorage) -> int:

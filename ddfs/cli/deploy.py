@@ -77,6 +77,7 @@ def deploy(
     made there is taken back, and the next one is tried.
     """
     session = session_of(context)
+    name = hosts.template_name(session, name)
     request = Deploy(
         template=name,
         name=machine,
@@ -106,7 +107,8 @@ def _deploy_somewhere(
     """The first host that can, and what was made there; NotDeployedError with all reasons."""
     failures: dict[str, str] = {}
     knowledge = hosts.Knowledge(session, request.template)
-    for host, address in hosts.chosen(session, names).items():
+    chosen = hosts.chosen(session, names)
+    for number, (host, address) in enumerate(chosen.items(), start=1):
         try:
             with hosts.client_of(session, host, address) as client:
                 return host, deploy_on(client, host, request, knowledge)
@@ -117,7 +119,8 @@ def _deploy_somewhere(
             raise errors.NotDeployedError(str(error)) from error
         except errors.DdfsError as error:
             failures[host] = str(error)
-            print(f"ddfs: {host}: {error}", file=sys.stderr)
+            if number < len(chosen):
+                print(f"ddfs: {host}: {error}", file=sys.stderr)
     reasons = "; ".join(f"{host}: {reason}" for host, reason in failures.items())
     raise errors.NotDeployedError(f"{request.name} runs nowhere: {reasons}")
 

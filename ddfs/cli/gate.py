@@ -12,7 +12,7 @@ from ddfs import errors
 from ddfs.cli import output
 from ddfs.cli.session import JsonOption, session_of
 from ddfs.cli.text import format_seconds, one_line
-from ddfs.control.action_messages import ExplainGate, GateFileReport
+from ddfs.control.action_messages import ExplainGate, GateFileReport, GateReport
 
 # As the hook reads, and libvirt itself refuses more from its clients.
 _MAX_XML_BYTES: Final = 16 * 1024 * 1024
@@ -54,9 +54,14 @@ def gate(
         for file in report.files:
             if file.problem is not None:
                 print(f"{file.target}: {one_line(file.problem)}")
-        verdict = "may start" if report.allowed else f"may not start: {report.message}"
-        print(one_line(f"{report.domain} {verdict}"))
+        print(one_line(f"{report.domain} {_verdict(report)}"))
     raise typer.Exit(_ALLOWED if report.allowed else _REFUSED)
+
+
+def _verdict(report: GateReport) -> str:
+    if not report.allowed:
+        return f"may not start: {report.message}"
+    return "may start as far as the hook goes; but see above" if report.problems else "may start"
 
 
 def _row(file: GateFileReport) -> tuple[str, str, str, str]:

@@ -39,6 +39,14 @@ def chosen(session: Session, names: Sequence[str]) -> Mapping[str, str]:
     return known or {THIS_HOST: str(session.settings.socket)}
 
 
+def template_name(session: Session, text: str) -> str:
+    """As :meth:`Session.template_name`, where this host has a daemon that knows it."""
+    try:
+        return session.template_name(text)
+    except (errors.DaemonDownError, errors.UnknownTemplateError):
+        return text
+
+
 def _known(session: Session) -> dict[str, str]:
     return {name: host.socket for name, host in session.settings.hosts.items()}
 

@@ -6,13 +6,14 @@ not decide. libvirt stands behind two small protocols; the gate is not given eit
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -47,6 +48,10 @@ from ddfs.versions import SourceState
 
 # Walking the chains of all domains reads their images' headers.
 _chain_limiter = trio.CapacityLimiter(2)
+
+
+# libvirt's VIR_ERR_NO_STORAGE_VOL.
+_NO_STORAGE_VOLUME: Final = 50
 
 
 class VolumePoolState(Protocol):
@@ -399,7 +404,8 @@ class Host:
     async def gate(self, question: GateQuestion) -> GateAnswer:
         """Answer the hook."""
         files = [
-            NeededFile(f.path, f.writable, f.optional, f.device, f.inode) for f in question.files
+            NeededFile(f.path, f.writable, f.optional, f.device, f.inode, f.boot)
+            for f in question.files
         ]
         verdict = await self._gate.ask(question.domain, files)
         if verdict.pending and self._start_later is not None:
@@ -428,7 +434,15 @@ class Host:
 
     async def start_domain(self, domain: str) -> None:
         """Start one."""
-        await self._domains.start(domain)
+        try:
+            await self._domains.start(domain)
+        except errors.LibvirtError as error:
+            if error.code != _NO_STORAGE_VOLUME:
+                raise
+            # A disk that names a template as a volume: libvirt is told of new ones in bundles.
+            with contextlib.suppress(errors.LibvirtError):
+                await self._pool.refresh()
+            await self._domains.start(domain)
 
     # -- the pool --------------------------------------------------------------------------
 

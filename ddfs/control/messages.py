@@ -191,7 +191,8 @@ class GateFile:
 
     ``optional``: the domain starts without it where it is missing (startupPolicy). A file
     elsewhere that the domain would write to, and that may be a published template, comes
-    with ``device`` and ``inode`` as stat(2) has them.
+    with ``device`` and ``inode`` as stat(2) has them. ``boot``: it is a kernel, an initrd or a
+    device tree.
     """
 
     path: str
@@ -199,6 +200,7 @@ class GateFile:
     optional: bool = False
     device: int = 0
     inode: int = 0
+    boot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,14 @@ class Judge:
         self._most_bytes = most_bytes
 
     async def judge(self, order: DeployOrder) -> Suitability:
-        """All that can be known. Changes nothing; what cannot be asked is an obstacle too."""
+        """All that can be known. Changes nothing; what cannot be asked is an obstacle too.
+
+        Raises :class:`errors.InvalidValueError` for a document that is wrong on every host.
+        """
+        needs = self._hypervisor.needs(order)
         found = []
         try:
-            found += await self._obstacles_on_host(order)
+            found += await self._obstacles_on_host(order, *needs)
             directory = await self._pools.directory(order.pool)
             found += await _run(_obstacles_in, directory, order)
             if not await self._pool_is_active():
@@ -77,10 +81,11 @@ class Judge:
             found.append(f"primary storage has {missing // MiB} MiB too little room")
         return Suitability(found, knows_template=True)
 
-    async def _obstacles_on_host(self, order: DeployOrder) -> list[str]:
+    async def _obstacles_on_host(
+        self, order: DeployOrder, arch: str | None, memory: int
+    ) -> list[str]:
         found = []
         facts = await self._hypervisor.facts()
-        arch, memory = self._hypervisor.needs(order)
         if arch not in (None, facts.arch):
             found.append(f"the host is of architecture {facts.arch}, not {arch}")
         if memory + MEMORY_TO_SPARE_BYTES > facts.free_memory_bytes:

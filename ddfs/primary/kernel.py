@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,19 @@ def set_immutable(fd: int, wanted: bool) -> bool:
             raise
         return False
     return True
+
+
+def clear_immutable(path: Path) -> None:
+    """Take the flag off *path*; nothing where it is no regular file, or is not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            set_immutable(fd, False)
+    finally:
+        os.close(fd)
 
 
 def is_immutable(fd: int) -> bool:

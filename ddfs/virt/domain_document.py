@@ -16,6 +16,9 @@ from ddfs import errors
 # A domain with hundreds of devices has some 100 KiB.
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 
+# A disk's backing chain is the deepest there is, two levels for each image; libvirt allows 200.
+_MAX_LEVELS: Final = 512
+
 # What a machine gets that nobody said anything about.
 DEFAULT_MEMORY_MIB: Final = 1024
 DEFAULT_VCPUS: Final = 1
@@ -53,8 +56,19 @@ def parse(document: str) -> Element:
         raise errors.InvalidValueError(f"domain XML: {error}") from None
     if domain.tag != "domain":
         raise errors.InvalidValueError(f"domain XML: it is a <{domain.tag[:40]}>, not a <domain>")
+    _refuse_depth(domain)
     found: Element = domain
     return found
+
+
+def _refuse_depth(domain: Element) -> None:
+    """Writing it out again goes down level by level in Python."""
+    level = [domain]
+    for _ in range(_MAX_LEVELS):
+        level = [child for element in level for child in element]
+        if not level:
+            return
+    raise errors.InvalidValueError(f"domain XML: more than {_MAX_LEVELS} levels")
 
 
 def arch_of(document: str) -> str | None:

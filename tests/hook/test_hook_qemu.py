@@ -108,6 +108,15 @@ def test_asks_with_the_files_under_the_mountpoint(host: Host) -> None:
     }
 
 
+def test_a_kernel_is_called_so(host: Host) -> None:
+    boot = f"<os><kernel>{host.templates}/k.img</kernel></os></domain>"
+    with daemon(host.socket, ALLOWED) as requests:
+        assert host.run(domain().replace("</domain>", boot)).returncode == 0
+    assert question(requests[0])["files"] == [
+        {"path": f"{host.templates}/k.img", "writable": False, "optional": False, "boot": True}
+    ]
+
+
 def test_a_refusal_is_one_line(host: Host) -> None:
     with daemon(host.socket, REFUSED):
         done = host.run(domain(host.templates / "debian-12.qcow2"))

@@ -222,7 +222,7 @@ def test_a_document_that_one_host_cannot_define(
     assert not list(nodes[0].ddfs.vms.iterdir())
 
 
-def test_what_no_host_has(nodes: list[Node], settings: Path, template: str) -> None:
+def test_what_no_host_has(nodes: list[Node], settings: Path, template: str, tmp_path: Path) -> None:
     too_much = deploy(settings, template, "--memory", "900T")
     assert too_much.returncode != 0
     done = deploy(settings, template, "--arch", "s390x", "--memory", "1T")
@@ -233,6 +233,11 @@ def test_what_no_host_has(nodes: list[Node], settings: Path, template: str) -> N
     last = done.stderr.strip().splitlines()[-1]
     assert all(f"{node.name}: " in last for node in nodes), "every host's reason"
     assert "MiB of memory are free" in done.stderr
+    for text, says in (("<domain>", "no element found"), ("<a/>", "not a <domain>")):
+        (tmp_path / "bad.xml").write_text(text)
+        bad = deploy(settings, template, "--xml", str(tmp_path / "bad.xml"))
+        assert (bad.returncode, bad.stderr.count("\n")) == (2, 1), "wrong on every host"
+        assert says in bad.stderr
     unknown = deploy(settings, template, "--host", "nine")
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert "one, two, three" in unknown.stderr
@@ -251,7 +256,7 @@ def test_a_daemon_that_dies_midway_takes_it_back_when_it_comes_again(
         wait_until(mark.exists, "the domain is being started")
         assert (node.ddfs.vms / "vm.qcow2").exists()
         node.ddfs.kill()
-        assert deploying.communicate(timeout=60)[1].startswith("ddfs: one: ")
+        assert deploying.communicate(timeout=60)[1].startswith("ddfs: vm runs nowhere: one: ")
     assert deploying.returncode == 4
     node.install_hook(node.ddfs.hook())
     node.ddfs.serve()

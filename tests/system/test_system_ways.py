@@ -17,6 +17,8 @@ from lab.metalink import sha256_of
 from lab.processes import wait_until
 from lab.site import MIB, Published, Site
 
+from ddfs.primary.kernel import set_immutable
+
 # A kernel as the boot protocol has it (Documentation/arch/x86/boot.rst): its second sector
 # jumps over a header, and prints a line on the first serial port, in real mode. The code is
 # that of the boot sector (lab/bootimage.py), with its text behind itself.
@@ -143,6 +145,30 @@ def test_a_kernel_and_an_initrd(ready: Host, libvirtd: Libvirtd, fast_site: Site
     domain = Domain("vm1", (), ready.vms / "serial", boot=boot)
     boots(ready, libvirtd, domain, KERNEL_LINE, name="kernel")
     assert ready.template("initrd")["state"] == "downloaded"
+    # Again, when the names lead to the published files, which libvirt opens for writing.
+    libvirtd.virsh("destroy", "vm1")
+    for name in names:
+        with ready.published(name).open("rb") as file:
+            set_immutable(file.fileno(), True)
+    libvirtd.virsh("start", "vm1")
+    assert ready.published("kernel").stat().st_mode & 0o777 == 0o444
+    ready.ddfs("template", "verify", "kernel")
+
+
+def test_a_volume_that_libvirt_was_not_told_of(
+    ready: Host, libvirtd: Libvirtd, fast_site: Site
+) -> None:
+    """Its pool is refreshed some time after a registration."""
+    ready.ddfs("pool", "define")
+    for number in range(3):
+        raw = fast_site.publish_raw(f"late{number}", size=MIB, seed=40 + number)
+        ready.ddfs("template", "add", f"late{number}", raw.source)
+    cd = (
+        "<disk type='volume' device='cdrom'><source pool='ddfs' volume='late2.img'/>"
+        "<target dev='sda' bus='sata'/><readonly/></disk>"
+    )
+    libvirtd.define(Domain("vm1", (), ready.vms / "serial", devices=cd), ready.vms)
+    assert ready.ddfs("start", "vm1").stdout == "vm1: started\n"
 
 
 def test_a_volume_of_another_pool(ready: Host, libvirtd: Libvirtd, small: Published) -> None:

@@ -75,3 +75,13 @@ def test_what_is_no_domain_is_one_line(text: str) -> None:
     with pytest.raises(errors.InvalidValueError, match="domain XML: ") as caught:
         filled_document(text, machine())
     assert "\n" not in str(caught.value)
+
+
+def test_a_document_that_goes_too_deep() -> None:
+    deep = f"<domain><devices>{'<a>' * 5000}{'</a>' * 5000}</devices></domain>"
+    with pytest.raises(errors.InvalidValueError, match="more than 512 levels"):
+        filled_document(deep, Machine("vm", "u", "/p/vm.qcow2", "kvm", "x86_64"))
+    fine = f"<domain><devices>{'<a>' * 400}{'</a>' * 400}</devices></domain>"
+    assert "<name>vm</name>" in filled_document(
+        fine, Machine("vm", "u", "/p/vm.qcow2", "kvm", "x86_64")
+    )
