@@ -33,6 +33,7 @@ class HeadStore:
 
     def __init__(self, state_dir: Path) -> None:
         self.directory = state_dir / DIRECTORY
+        self._prefix = f"{self.directory}/"
         with self._translated("cannot be made"):
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
             # What a crash in the middle of put() leaves.
@@ -41,10 +42,14 @@ class HeadStore:
 
     def path(self, content_id: str) -> Path:
         """Where the head of *content_id* lies, whether it is there or not."""
+        return Path(self._place(content_id))
+
+    def _place(self, content_id: str) -> str:
+        # A string: a listing of 10,000 comes here for each, and Path costs more than open(2).
         match = _CONTENT_ID.fullmatch(content_id)
         if match is None:
             raise ValueError(f"not a content id: {content_id[:140]!r}")
-        return self.directory / f"{match[1]}-{match[2]}{_SUFFIX}"
+        return f"{self._prefix}{match[1]}-{match[2]}{_SUFFIX}"
 
     def put(self, content_id: str, data: bytes) -> None:
         """Store *data* as the head, in place of an older one; durable when it returns.
@@ -68,21 +73,22 @@ class HeadStore:
 
     def read(self, content_id: str, offset: int, length: int) -> bytes:
         """At most *length* bytes from *offset*; fewer at the end, none without a head."""
-        with self._translated("cannot read the head of an image"):
-            try:
-                fd = os.open(self.path(content_id), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return b""
+        try:
+            fd = os.open(self._place(content_id), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return os.pread(fd, length, offset)
             finally:
                 os.close(fd)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise self._translation(error, "cannot read the head of an image") from error
 
     def size(self, content_id: str) -> int:
         """How many bytes the head has; 0 without one."""
         with self._translated("cannot look at the head of an image"):
             try:
-                return os.stat(self.path(content_id)).st_size
+                return os.stat(self._place(content_id)).st_size
             except FileNotFoundError:
                 return 0
 
@@ -104,7 +110,10 @@ class HeadStore:
         try:
             yield
         except OSError as error:
-            raise errors.CatalogueError(
-                f"{self.directory}: {doing}: {error.strerror or error}; mend or free that disk, "
-                "then try again"
-            ) from error
+            raise self._translation(error, doing) from error
+
+    def _translation(self, error: OSError, doing: str) -> errors.CatalogueError:
+        return errors.CatalogueError(
+            f"{self.directory}: {doing}: {error.strerror or error}; mend or free that disk, "
+            "then try again"
+        )

@@ -29,6 +29,10 @@ _LEAST_SECTORS: Final = 8
 
 _NAME_MAX: Final = 255
 
+# Ours, once: a listing of 10,000 says them for each.
+_UID: Final = os.getuid()
+_GID: Final = os.getgid()
+
 
 def directory(inode: int, mtime_ns: int) -> pyfuse3.EntryAttributes:
     """Attributes of one of the two directories."""
@@ -77,8 +81,8 @@ def _common(inode: int, mode: int, mtime_ns: int) -> pyfuse3.EntryAttributes:
     attributes = pyfuse3.EntryAttributes()
     attributes.st_ino = inode
     attributes.st_mode = mode
-    attributes.st_uid = os.getuid()
-    attributes.st_gid = os.getgid()
+    attributes.st_uid = _UID
+    attributes.st_gid = _GID
     attributes.st_blksize = BLOCK
     attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = mtime_ns
     attributes.attr_timeout = attributes.entry_timeout = SETTLED_SECONDS

@@ -8,8 +8,7 @@ again, so neither are inode numbers, and the generation can stay 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyfuse3
 
@@ -19,9 +18,10 @@ TEMPLATES: Final = 2
 # Numbers below are kept for directories.
 _FIRST: Final = 16
 
-_PROBE: Final = 0b01
-_IMPATIENT: Final = 0b10
-_BITS: Final = 2
+_PROBE: Final = 0b001
+_IMPATIENT: Final = 0b010
+_KEPT: Final = 0b100
+_BITS: Final = 3
 
 
 def file_inode(row: int) -> int:
@@ -44,24 +44,29 @@ def is_link(inode: int) -> bool:
     return inode > _FIRST and bool((inode - _FIRST) & 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """What a file handle says: the inode, and who opened it.
+class Handle(NamedTuple):
+    """What the handle of a file or directory says: the inode, and who opened it.
 
     ``is_probe``: opened with O_NONBLOCK. ``is_impatient``: opened by libvirt, which holds
-    locks while it reads.
+    locks while it reads. ``is_kept``: reads go through the page cache, which has the head.
     """
 
     inode: int
     is_probe: bool = False
     is_impatient: bool = False
+    is_kept: bool = False
 
     def pack(self) -> int:
         """As the 64-bit number that the kernel keeps."""
-        bits = _PROBE * self.is_probe | _IMPATIENT * self.is_impatient
+        bits = _PROBE * self.is_probe | _IMPATIENT * self.is_impatient | _KEPT * self.is_kept
         return self.inode << _BITS | bits
 
     @classmethod
     def unpack(cls, number: int) -> Handle:
         """The handle behind the kernel's number."""
-        return cls(number >> _BITS, bool(number & _PROBE), bool(number & _IMPATIENT))
+        return cls(
+            number >> _BITS,
+            bool(number & _PROBE),
+            bool(number & _IMPATIENT),
+            bool(number & _KEPT),
+        )

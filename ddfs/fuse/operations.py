@@ -24,6 +24,8 @@ import trio
 from ddfs import errors
 from ddfs.fuse import attributes, inodes, requesters
 from ddfs.fuse.handlers import guarded
+from ddfs.fuse.keptheads import Head, KeptHeads
+from ddfs.fuse.notices import Notices
 from ddfs.fuse.requesters import Requester
 from ddfs.fuse.view import Entry, TemplateView
 
@@ -46,7 +48,8 @@ class TemplateOperations(pyfuse3.Operations):
 
     ``requests`` and ``crashes`` count by kind of request. ``is_stale`` says of an inode
     whether the kernel was told to forget its name and may not have done so yet.
-    ``on_demand`` is called with a row whose fetch an open may have started.
+    ``on_demand`` is called with a row whose fetch an open may have started. ``kept`` knows
+    which heads the kernel has.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class TemplateOperations(pyfuse3.Operations):
         is_stale: Callable[[int], bool] = lambda _inode: False,
         on_demand: Callable[[int], None] = lambda _row: None,
         identify: Callable[[int], Requester] = requesters.identify,
+        kept: KeptHeads | None = None,
     ) -> None:
         super().__init__()
         self.requests: Counter[str] = Counter()
@@ -67,7 +71,10 @@ class TemplateOperations(pyfuse3.Operations):
         self._is_stale = is_stale
         self._on_demand = on_demand
         self._identify = identify
+        self._kept = kept or KeptHeads(Notices("nobody-writes-these"))
         self._waiting: set[trio.CancelScope] = set()
+        # By row: of its pages some may be locked.
+        self._unanswered: Counter[int] = Counter()
         self._is_closing = False
         self._all_answered = trio.Event()
         self._changed_ns = time.time_ns()
@@ -169,11 +176,12 @@ class TemplateOperations(pyfuse3.Operations):
     # --- directories ---------------------------------------------------------------------
 
     @guarded
-    async def opendir(self, inode: int, _ctx: Any) -> int:
-        """A directory's handle is its inode."""
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        """A directory's handle is its inode, and whether libvirt opened it."""
         if inode not in (inodes.ROOT, inodes.TEMPLATES):
             raise pyfuse3.FUSEError(errno.ENOTDIR)
-        return inode
+        is_impatient = self._identify(ctx.pid) is Requester.LIBVIRT
+        return inodes.Handle(inode, is_impatient=is_impatient).pack()
 
     @guarded
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
@@ -182,18 +190,26 @@ class TemplateOperations(pyfuse3.Operations):
         Rows only grow and are never used again, so a listing shows every template once,
         whatever is added or removed meanwhile.
         """
-        if fh == inodes.ROOT:
+        handle = inodes.Handle.unpack(fh)
+        if handle.inode == inodes.ROOT:
             if start_id == 0:
                 shown = self._directory(inodes.TEMPLATES)
                 pyfuse3.readdir_reply(token, TEMPLATES_NAME.encode(), shown, 1)
             return
         entries = self._view.entries()
         first = bisect.bisect_left(entries, start_id, key=lambda entry: entry.row)
+        last = first
         for i in range(first, len(entries)):
             entry = entries[i]
             shown = self._as_it_is(entry)
             if not pyfuse3.readdir_reply(token, os.fsencode(entry.name), shown, entry.row + 1):
-                return
+                break
+            last = i + 1
+        if handle.is_impatient:
+            # libvirt is about to open them all. The kernel knows their inodes once it has this
+            # answer, and that goes out before the event loop comes to anything else.
+            loop = trio.lowlevel.current_trio_token()
+            loop.run_sync_soon(self._keep_heads, entries[first:last])
 
     @guarded
     async def releasedir(self, fh: int) -> None:
@@ -212,18 +228,48 @@ class TemplateOperations(pyfuse3.Operations):
             # name up again (LOOKUP_REVAL in fs/namei.c) and follow the symlink.
             raise pyfuse3.FUSEError(errno.ESTALE)
         if flags & os.O_NONBLOCK:
-            return self._open_probe(entry)
+            return self._open_probe(entry, ctx)
         return self._open_plainly(entry, ctx)
 
-    def _open_probe(self, entry: Entry) -> pyfuse3.FileInfo:
+    def _open_probe(self, entry: Entry, ctx: Any) -> pyfuse3.FileInfo:
+        inode = inodes.file_inode(entry.row)
+        is_impatient = self._identify(ctx.pid) is Requester.LIBVIRT
+        if is_impatient and self._is_kept(entry):
+            handle = inodes.Handle(inode, is_probe=True, is_impatient=True, is_kept=True)
+            return pyfuse3.FileInfo(fh=handle.pack(), direct_io=False, keep_cache=True)
         if entry.published_path is None and entry.size and not self._has_head(entry.row):
             # A read that fails takes libvirt's whole pool down; this one file is passed
             # over (virStorageBackendVolOpen).
             raise pyfuse3.FUSEError(errno.ENXIO)
-        handle = inodes.Handle(inodes.file_inode(entry.row), is_probe=True)
+        handle = inodes.Handle(inode, is_probe=True, is_impatient=is_impatient)
         # Through the page cache the kernel would read ahead of the head, and keep a head
         # that was not verified.
         return pyfuse3.FileInfo(fh=handle.pack(), direct_io=True, keep_cache=True)
+
+    def _is_kept(self, entry: Entry) -> bool:
+        # Where somebody waits for bytes of the file, pages of its head may be locked.
+        row = entry.row
+        return entry.published_path is None and self._kept.has(row) and not self._unanswered[row]
+
+    def _keep_heads(self, entries: Sequence[Entry]) -> None:
+        """Have the kernel keep what libvirt reads of them, where it may."""
+        try:
+            heads = [head for entry in entries if (head := self._head_to_keep(entry))]
+            if heads:
+                self._kept.store(heads)
+        except Exception:
+            # Nobody asked for it, so nobody gets the error, least of all the event loop.
+            self.crashes["keep_heads"] += 1
+            log.exception("heads cannot be given to the kernel; libvirt has to ask for them")
+
+    def _head_to_keep(self, entry: Entry) -> Head | None:
+        row = entry.row
+        if entry.published_path is not None or self._kept.is_needless(row):
+            return None
+        if self._unanswered[row] or self._view.is_fetching(row):
+            return None
+        read = self._view.head_to_keep(row)
+        return None if read is None else Head(row, entry.size, read)
 
     def _open_plainly(self, entry: Entry, ctx: Any) -> pyfuse3.FileInfo:
         requester = Requester.ANYBODY
@@ -266,9 +312,14 @@ class TemplateOperations(pyfuse3.Operations):
         if entry is not None and off >= entry.size:
             return b""
         if handle.is_probe:
+            if handle.is_kept:
+                self._kept.forget_all()  # or the kernel would not have asked
             head = self._view.read_head(row, off, size)
             if head is not None:
                 return head
+            if handle.is_kept and size > attributes.BLOCK:
+                # The kernel reads ahead. What is asked for itself comes page by page.
+                raise pyfuse3.FUSEError(errno.EIO)
             self._demand(row)
         return await self._read_verified(row, off, size, handle.is_impatient)
 
@@ -278,6 +329,7 @@ class TemplateOperations(pyfuse3.Operations):
         deadline = trio.current_time() + IMPATIENT_SECONDS if is_impatient else math.inf
         with trio.CancelScope(deadline=deadline) as scope:
             self._waiting.add(scope)
+            self._unanswered[row] += 1
             try:
                 return await self._view.read(row, off, size)
             except errors.DdfsError as error:
@@ -286,9 +338,15 @@ class TemplateOperations(pyfuse3.Operations):
                 raise pyfuse3.FUSEError(code) from None
             finally:
                 self._waiting.discard(scope)
+                self._answered(row)
                 if self._is_closing and not self._waiting:
                     self._all_answered.set()
         raise pyfuse3.FUSEError(errno.EIO)
+
+    def _answered(self, row: int) -> None:
+        self._unanswered[row] -= 1
+        if not self._unanswered[row]:
+            del self._unanswered[row]
 
     @guarded
     async def release(self, fh: int) -> None:

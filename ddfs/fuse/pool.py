@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,9 @@ from ddfs import errors
 from ddfs.fuse import inodes, mounts, sessionloop, tuning
 from ddfs.fuse.guard import Guard
 from ddfs.fuse.invalidation import Invalidations
+from ddfs.fuse.keptheads import KeptHeads
 from ddfs.fuse.mounts import Mount
+from ddfs.fuse.notices import Notices
 from ddfs.fuse.operations import TemplateOperations
 from ddfs.fuse.underlay import Underlay
 from ddfs.fuse.view import TemplateView
@@ -57,9 +60,16 @@ class TemplatePool:
         self.degraded: list[str] = []
         self._view = view
         self._with_guard = with_guard
-        self._notices = Invalidations()
+        self._changes = Notices("fuse-changes")
+        self._notices = Invalidations(self._changes)
+        # Apart from the changes: storing a head may wait for a reader of that file.
+        self._heads = Notices("fuse-heads")
+        self._kept = KeptHeads(self._heads)
         self._operations = TemplateOperations(
-            view, is_stale=self._notices.is_stale, on_demand=self._attributes_changed
+            view,
+            is_stale=self._notices.is_stale,
+            on_demand=self._attributes_changed,
+            kept=self._kept,
         )
         self._underlay: Underlay | None = None
         self._mount: Mount | None = None
@@ -108,6 +118,7 @@ class TemplatePool:
             return
         is_link = entry.published_path is not None
         if is_link or row in self._operations.linked:
+            self._kept.forget(row)
             self._forget_name(entry.name, row)
         if not is_link:
             self._operations.linked.discard(row)
@@ -120,6 +131,7 @@ class TemplatePool:
     def note_removed(self, name: str, row: int) -> None:
         """The template is gone. Who has it open sees whatever the view's read says."""
         self._directory_changed()
+        self._kept.forget(row)
         self._forget_name(name, row)
         self._operations.linked.discard(row)
 
@@ -215,14 +227,15 @@ class TemplatePool:
         if self._with_guard:
             lock_fd = self.underlay.lock_fd
             self._guard = await trio.to_thread.run_sync(Guard, mount, lock_fd)
-        self._notices.start()
+        self._changes.start()
+        self._heads.start()
         log.info("template pool mounted at %s (connection %d)", path, mount.connection_id)
 
     async def _shut_down(self, path: Path) -> None:
         """Answer all readers, then take the mount away, even if files in it are open.
 
-        The thread that writes notices ends while the session still answers, because it may
-        be waiting for an answer; and before the session is freed, because it writes to it.
+        The threads that write notices end while the session still answers, because they may
+        be waiting for an answer; and before the session is freed, because they write to it.
         """
         self._stop.set()
         with trio.move_on_after(_ANSWER_SECONDS):
@@ -235,11 +248,12 @@ class TemplatePool:
             await trio.sleep(_QUIET_SECONDS)
             if self.requests.total() == before:
                 break
-        self._notices.stop()
-        is_quiet = await trio.to_thread.run_sync(self._notices.join, _NOTICES_SECONDS)
+        self._changes.stop()
+        self._heads.stop()
+        is_quiet = await trio.to_thread.run_sync(self._have_notices_ended)
         if not is_quiet and self.connection_id is not None:
             mounts.abort(self.connection_id)
-            is_quiet = await trio.to_thread.run_sync(self._notices.join, _NOTICES_SECONDS)
+            is_quiet = await trio.to_thread.run_sync(self._have_notices_ended)
         pyfuse3.terminate()
         with trio.move_on_after(_ANSWER_SECONDS):
             await self._session_ended.wait()
@@ -250,6 +264,13 @@ class TemplatePool:
         if self._guard is not None:
             await trio.to_thread.run_sync(self._guard.dismiss)
         self.connection_id = None
+
+    def _have_notices_ended(self) -> bool:
+        until = time.monotonic() + _NOTICES_SECONDS
+        return all(
+            notices.join(max(0.0, until - time.monotonic()))
+            for notices in (self._changes, self._heads)
+        )
 
     def _unmount(self, path: Path) -> None:
         current = mounts.top(path)

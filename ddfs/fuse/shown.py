@@ -123,6 +123,11 @@ class ShownTemplates:
         template = self._templates.by_row(row)
         return self._templates.read_head(template, offset, length) if template else None
 
+    def head_to_keep(self, row: int) -> Callable[[int], bytes] | None:
+        """What reads the first bytes of a verified head."""
+        template = self._templates.by_row(row)
+        return self._templates.verified_head(template) if template else None
+
     def note_followed(self, row: int) -> None:
         """Whoever follows the name of a published template may be about to stand on it."""
         template = self._templates.by_row(row)

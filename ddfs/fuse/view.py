@@ -8,7 +8,7 @@ local file), because ``lookup``, ``getattr``, ``open`` and a probe's read must n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +87,13 @@ class TemplateView(Protocol):
 
         None when the range is not wholly inside it; a range that ends at or behind the end
         of a file whose whole content is the head is inside, and then comes back shorter.
+        """
+
+    def head_to_keep(self, row: int) -> Callable[[int], bytes] | None:
+        """What reads so many first bytes of the stored head, if the kernel may keep them.
+
+        None when they were not verified. The function may be called in any thread, reads a
+        small local file, and gives fewer bytes where there are no more.
         """
 
     def note_followed(self, row: int) -> None:

@@ -445,10 +445,14 @@ class Templates:
 
     def read_head(self, template: Template, offset: int, length: int) -> bytes | None:
         """Bytes wholly inside the stored head, else None."""
-        size = self._heads.size(template.content_id)
-        if offset + length > size and size < template.size:
-            return None
-        return self._heads.read(template.content_id, offset, length)
+        data = self._heads.read(template.content_id, offset, length)
+        is_inside = len(data) == length or self._heads.size(template.content_id) >= template.size
+        return data if is_inside else None
+
+    def verified_head(self, template: Template) -> Callable[[int], bytes] | None:
+        """What reads so many first bytes of its head, in any thread; None if not verified."""
+        read = partial(self._heads.read, template.content_id, 0)
+        return read if template.head_is_verified else None
 
 
 def order_for(template: Template) -> Order:

@@ -56,6 +56,7 @@ class FakeView:
         self.demands: dict[int, int] = {}
         self.reads: dict[int, int] = {}
         self.headless: set[int] = set()
+        self.doubtful: set[int] = set()
         self.followed: list[int] = []
         self.changed = trio.Event()
         self.on_lookup: Callable[[str], None] | None = None
@@ -104,6 +105,11 @@ class FakeView:
             raise errors.StorageError("the head is gone")
         end = min(offset + length, self.rows[row].size)
         return self.bytes_of(row, offset, length) if end <= HEAD else None
+
+    def head_to_keep(self, row: int) -> Callable[[int], bytes] | None:
+        if row in self.doubtful:
+            return None
+        return lambda length: self.bytes_of(row, 0, min(length, HEAD))
 
     def note_followed(self, row: int) -> None:
         self.followed.append(row)

@@ -75,6 +75,15 @@ class Server:
     def do_behead(self, row: int) -> None:
         self.view.headless.add(row)
 
+    def do_doubt(self, row: int) -> None:
+        self.view.doubtful.add(row)
+
+    def do_kept(self, row: int) -> bool:
+        return self.pool._kept.has(row)
+
+    def do_storing(self, row: int) -> bool:
+        return self.pool._kept.is_needless(row)
+
     def do_fetch(self, row: int, here: int, running: bool) -> None:
         self.view.here[row] = here
         (self.view.fetching.add if running else self.view.fetching.discard)(row)

@@ -19,9 +19,11 @@ def test_row_survives_the_way_through_inode_and_handle(row: int) -> None:
     assert not inodes.is_link(inodes.file_inode(row))
 
 
-@given(rows, st.booleans(), st.booleans())
-def test_handle_survives_packing_in_64_bits(row: int, probe: bool, impatient: bool) -> None:
-    handle = Handle(inodes.file_inode(row), probe, impatient)
+@given(rows, st.booleans(), st.booleans(), st.booleans())
+def test_handle_survives_packing_in_64_bits(
+    row: int, probe: bool, impatient: bool, kept: bool
+) -> None:
+    handle = Handle(inodes.file_inode(row), probe, impatient, kept)
     assert 0 <= handle.pack() < 2**64
     assert Handle.unpack(handle.pack()) == handle
 

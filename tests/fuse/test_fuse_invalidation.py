@@ -11,6 +11,7 @@ from fuse_driver import wait_for
 
 from ddfs.fuse import invalidation
 from ddfs.fuse.invalidation import Invalidations
+from ddfs.fuse.notices import Notices
 
 
 class Kernel:
@@ -44,30 +45,37 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 @pytest.fixture
-def notices(kernel: Kernel) -> Iterator[Invalidations]:
-    queue = Invalidations()
-    yield queue
+def thread(kernel: Kernel) -> Iterator[Notices]:
+    thread = Notices("test")
+    yield thread
     kernel.is_listening.set()
-    queue.stop()
-    assert queue.join(20)
+    thread.stop()
+    assert thread.join(20)
 
 
-def test_notices_are_written_in_order_once_it_runs(kernel: Kernel, notices: Invalidations) -> None:
+@pytest.fixture
+def notices(thread: Notices) -> Invalidations:
+    return Invalidations(thread)
+
+
+def test_notices_are_written_in_order_once_it_runs(
+    kernel: Kernel, thread: Notices, notices: Invalidations
+) -> None:
     notices.forget_attributes(18)
     notices.forget_name(2, b"a.img", 18, 19)
     assert kernel.told == []
-    notices.start()
+    thread.start()
     notices.forget_attributes(20)
     wait_for(lambda: len(kernel.told) == 3)
     assert kernel.told == [(18,), (2, b"a.img"), (20,)]
 
 
 def test_a_name_is_stale_until_a_while_after_the_kernel_knows(
-    kernel: Kernel, notices: Invalidations, monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, thread: Notices, notices: Invalidations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(invalidation, "STALE_SECONDS", 0.2)
     kernel.is_listening.clear()
-    notices.start()
+    thread.start()
     notices.forget_name(2, b"a.img", 18, 19)
     notices.forget_name(2, b"a.img", 18, 19)
     assert notices.is_stale(18)
@@ -78,29 +86,32 @@ def test_a_name_is_stale_until_a_while_after_the_kernel_knows(
     assert len(kernel.told) == 2
 
 
-def test_a_kernel_that_waits_does_not_stop_us(kernel: Kernel, notices: Invalidations) -> None:
+def test_a_kernel_that_waits_does_not_stop_us(
+    kernel: Kernel, thread: Notices, notices: Invalidations
+) -> None:
     kernel.is_listening.clear()
-    notices.start()
+    thread.start()
     notices.forget_name(2, b"a.img", 18)
     notices.forget_attributes(18)  # returns
     assert kernel.was_reached.wait(20)
-    notices.stop()
-    assert not notices.join(0.05)
+    thread.stop()
+    assert not thread.join(0.05)
     kernel.is_listening.set()
-    assert notices.join(20)
+    assert thread.join(20)
     assert kernel.told == [(2, b"a.img")], "nothing is begun after the stop"
 
 
 @pytest.mark.parametrize(("code", "is_told"), [(2, False), (107, False), (5, True)])
 def test_what_the_kernel_does_not_know_is_no_failure(
     kernel: Kernel,
+    thread: Notices,
     notices: Invalidations,
     caplog: pytest.LogCaptureFixture,
     code: int,
     is_told: bool,
 ) -> None:
     kernel.failure = OSError(code, "no")
-    notices.start()
+    thread.start()
     notices.forget_name(2, b"a.img", 18)
     notices.forget_attributes(18)
     wait_for(lambda: len(kernel.told) == 2)

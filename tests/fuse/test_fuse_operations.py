@@ -342,7 +342,7 @@ async def test_listing_offsets_are_rows(mounted: Mounted, monkeypatch: pytest.Mo
     start = 0
     while True:
         batch.clear()
-        await handlers.readdir(inodes.TEMPLATES, start, None)
+        await handlers.readdir(Handle(inodes.TEMPLATES).pack(), start, None)
         if not batch:
             break
         seen += [name for name, _ in batch]
