@@ -492,10 +492,3 @@ def _same_content(
             f"{existing.name} is there already, as {existing.format.value}"
         )
     return existing
-
-
-def progress_percent(holding: HoldingStatus, size: int) -> int:
-    """0 to 100; 100 only when published."""
-    if holding.state is SpoolState.PUBLISHED:
-        return 100
-    return min(99, 100 * holding.bytes_here // size) if size else 0
