@@ -26,7 +26,6 @@ from ddfs.model import (
     ImageFormat,
     Manifest,
     PublishedFile,
-    SpoolState,
     Template,
 )
 from ddfs.names import validate_template_name
