@@ -81,9 +81,10 @@ class Declaration:
 
     ``source`` is an address or a path; ``format`` None: as the bytes say. ``checksum`` is of
     what is downloaded, ``unpacked_checksum`` of what comes out of it. ``checksum_url`` names a
-    checksum file, ``signature`` a detached signature of that file (or of the metalink) and
-    ``keyring`` the keys that may have made it. ``file`` chooses one of a metalink's, a
-    checksum file's or an archive's files. ``size`` is the size in bytes after unpacking.
+    checksum file, ``signature`` a detached signature of that file (or of the metalink, or of
+    the image where there is neither) and ``keyring`` the keys that may have made it. ``file``
+    chooses one of a metalink's, a checksum file's or an archive's files. ``size`` is the size
+    in bytes after unpacking.
     ``unverified`` allows a source with nothing to check it by. ``check_every`` is in seconds.
     ``primary`` names the primary storage that it goes to.
     """

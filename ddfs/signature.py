@@ -129,6 +129,14 @@ async def refuse_hopeless(armored: str, keyring: str) -> None:
         _signer(verdict, keyring)
 
 
+def armored(made: bytes) -> str:
+    """A detached signature, armored already or not, as text (RFC 9580 section 6.2)."""
+    if _SIGNATURE_BLOCK.search(made):
+        return made.decode("ascii", "replace")
+    body = base64.encodebytes(made).decode("ascii")
+    return f"-----BEGIN PGP SIGNATURE-----\n\n{body}-----END PGP SIGNATURE-----\n"
+
+
 def _binary_signature(armored: str) -> bytes:
     """The packets of all armored signatures in a text, which may be indented."""
     try:

@@ -20,7 +20,9 @@ ChecksumUrlOption = Annotated[
 SignatureOption = Annotated[
     str | None,
     typer.Option(
-        "--signature", metavar="URL", help="Who signed the checksum file, or the metalink."
+        "--signature",
+        metavar="URL",
+        help="Of the checksum file, the metalink, or the image.",
     ),
 ]
 KeyringOption = Annotated[

@@ -109,6 +109,23 @@ async def signed(
     return document
 
 
+async def signature_of_image(declaration: Declaration, url: str, documents: Documents) -> str:
+    """The armored signature of the image at *url*: the declared one, or one beside it.
+
+    Raises :class:`errors.DocumentError` where there is none, and as :func:`read` does.
+    """
+    from ddfs import signature
+
+    made = await _signature(url, declaration.signature, documents)
+    if made is None:
+        raise errors.DocumentError(
+            f"{declaration.source}: it must be signed, since a keyring is given; no signature is "
+            f"beside it ({', '.join(SIGNATURE_SUFFIXES)}): name it with --signature URL, or a "
+            "signed checksum file with --checksum-url URL"
+        )
+    return signature.armored(made)
+
+
 def unsigned() -> errors.DocumentError:
     """Nothing that keys were given for is signed."""
     return errors.DocumentError(

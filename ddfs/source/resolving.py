@@ -15,13 +15,15 @@ from urllib.parse import urlsplit
 from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.metalink import mirrors, names
-from ddfs.model import MAX_SIZE, Digest, Grid, Manifest, unverified_id
+from ddfs.model import MAX_SIZE, Digest, Grid, Manifest, Mirror, unverified_id
 from ddfs.source import checks
 from ddfs.source import documents as reading
 from ddfs.source.location import located, uri_of
 from ddfs.source.packing import with_packing
 from ddfs.source.ports import Documents
 from ddfs.source.sizes import agreed_size
+
+_SIGNED_ALONE: Final = "only a signature to verify it by: a reader waits for the whole file"
 
 # How many mirrors are asked about a file that only its signature verifies.
 _MAX_MIRRORS_LOOKED_AT: Final = 8
@@ -110,14 +112,13 @@ async def _signed_alone(manifest: Manifest, documents: Documents) -> Manifest:
         elif manifest.size not in (None, look.size):
             failures.append(errors.MirrorError(mirror.url, f"says {look.size} bytes"))
         else:
-            note = "only a signature to verify it by: a reader waits for the whole file"
             return dataclasses.replace(
                 manifest,
                 size=look.size,
                 size_is_stated=False,
                 mirrors=(mirror,),
                 unverified_id=unverified_id(mirror.url, look.size, look.validator),
-                notes=(*manifest.notes, note),
+                notes=(*manifest.notes, _SIGNED_ALONE),
             )
     raise errors.MirrorsExhaustedError(
         f"{names.shown(manifest.name)}: no mirror has the file", tuple(failures)
@@ -168,7 +169,10 @@ async def _image(
 ) -> Manifest:
     """The image at an ordinary address."""
     address, url = declaration.source, uri_of(declaration.source)
-    _refuse_what_says_nothing(declaration, ring)
+    _refuse_what_cannot_be_chosen(declaration)
+    signature: str | None = None
+    if ring is not None and declaration.checksum_url is None:
+        signature = await checks.signature_of_image(declaration, url, documents)
     from ddfs.source import ordinary  # 3 ms that a metalink does not need
 
     # First, since it may refuse the image without any request to its server.
@@ -181,7 +185,11 @@ async def _image(
         )
     except errors.DocumentError as error:
         raise errors.DocumentError(f"{address}: {error}") from None
-    manifest = described.manifest
+    manifest = dataclasses.replace(described.manifest, signature=signature)
+    if signature is not None and not manifest.digests:
+        # As of a metalink with a signature alone: of one state of one file.
+        manifest = dataclasses.replace(manifest, mirrors=(Mirror(url),))
+        return _unverified(manifest, described.validator, declaration, _SIGNED_ALONE)
     if manifest.digests or manifest.pieces is not None:
         return _with_weakness_noted(manifest)
     if not declaration.unverified:
@@ -190,16 +198,14 @@ async def _image(
             "--checksum-url URL, or the address of a metalink; or take what comes, and only "
             "that from then on, with --unverified"
         )
-    return _unverified(manifest, described.validator, declaration)
+    note = "unverified: nothing says what its bytes must be; those of the first fetch are kept"
+    if not described.validator:
+        note += ". Its server does not say when it changes"
+    return _unverified(manifest, described.validator, declaration, note)
 
 
-def _refuse_what_says_nothing(declaration: Declaration, ring: str | None) -> None:
+def _refuse_what_cannot_be_chosen(declaration: Declaration) -> None:
     address = declaration.source
-    if ring is not None and declaration.checksum_url is None:
-        raise errors.RequestError(
-            f"{address}: nothing here is signed that the keys could check: give --checksum-url "
-            "of a signed checksum file, or the address of a metalink"
-        )
     is_chosen_in = declaration.checksum_url is not None or checks.is_archive(address)
     if declaration.file is not None and not is_chosen_in:
         raise errors.RequestError(
@@ -207,13 +213,12 @@ def _refuse_what_says_nothing(declaration: Declaration, ring: str | None) -> Non
         )
 
 
-def _unverified(manifest: Manifest, validator: str, declaration: Declaration) -> Manifest:
+def _unverified(
+    manifest: Manifest, validator: str, declaration: Declaration, note: str
+) -> Manifest:
     """*manifest* without a hash, bound to the state of its one address."""
     assert manifest.size is not None
     url = manifest.mirrors[0].url
-    note = "unverified: nothing says what its bytes must be; those of the first fetch are kept"
-    if not validator:
-        note += ". Its server does not say when it changes"
     member = declaration.file if checks.is_archive(declaration.source) else None
     return dataclasses.replace(
         manifest,

@@ -63,6 +63,7 @@ def test_the_signature_of_the_image_in_a_metalink(
     monkeypatch.chdir(tmp_path)
     signer = Signer(tmp_path / "keys")
     good, wrong = (signer.detached(data, armor=True).decode() for data in (CONTENT, b"else"))
+    beside = signer.detached(CONTENT)
     signer.close()
     files = {"/a.img": CONTENT}
     ring = ("--keyring", "keys/keys.asc")
@@ -76,6 +77,10 @@ def test_the_signature_of_the_image_in_a_metalink(
         done = ddfs("fetch", publish("good.meta4", good, hashed), *ring, "-o", "one.img")
         assert (done.code, done.err) == (0, "")
         assert "verified by sha-256, and signed" in done.out
+        files["/a.img.sig"] = beside
+        done = ddfs("fetch", f"{base}/a.img", *ring, "-o", "zero.img")
+        assert (done.code, done.err, Path("zero.img").read_bytes()) == (0, "", CONTENT)
+        assert "its signature is good" in done.out
         done = ddfs("fetch", publish("bare.meta4", good), *ring, "-o", "two.img")
         assert (done.code, done.err) == (0, "")
         assert "its signature is good" in done.out

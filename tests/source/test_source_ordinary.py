@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ddfs import errors, source
+from ddfs import errors, signature, source
 from ddfs.declaration import Declaration
 from ddfs.model import Digest, HashAlgorithm, KiB, Manifest, is_unverified
 from tests.signature.openpgp import Signer
@@ -108,8 +108,8 @@ async def test_a_metalink_and_a_checksum_file_must_agree():
         ({"checksum_url": "ftp://h.example/SUMS"}, "neither http nor https"),
         ({"checksum_url": "file://other.example/SUMS"}, "file of another host"),
         ({"signature": "SHA256SUMS.gpg"}, "proves nothing without the keys"),
-        ({"keyring": "/keys", "checksum": SHA256}, "nothing here is signed"),
-        ({"keyring": "/keys", "unverified": True}, "nothing here is signed"),
+        ({"keyring": "/keys", "checksum": SHA256}, "no signature is beside it"),
+        ({"keyring": "/keys", "unverified": True}, "no signature is beside it"),
         ({"file": "b.img", "checksum": SHA256}, "this is neither"),
     ],
 )
@@ -213,6 +213,31 @@ async def test_the_signature_of_the_image_counts_where_nobody_signed_the_metalin
     web.files[f"{SUMS}.gpg"] = signer.detached(web.files[SUMS])  # type: ignore[arg-type]
     found = await resolve(web, META, checksum_url="SHA256SUMS", **declared)
     assert (found.signature, found.digests) == (None, (SHA256,))
+
+
+async def test_an_image_with_its_signature_beside_it(signer: Signer):
+    web = site()
+    web.headers[URL] = {
+        "digest": FIELD,
+        "link": "<http://m1.example/a>; rel=duplicate",
+        "etag": "1",
+    }
+    web.files[f"{URL}.sig"] = made = signer.detached(CONTENT)
+    declared = {"keyring": str(signer.keyring)}
+    found = await resolve(web, **declared)
+    # What the server says unsigned counts for nothing, and neither do other mirrors.
+    assert (found.digests, found.is_unpinned) == ((), True)
+    assert [mirror.url for mirror in found.mirrors] == [URL]
+    assert found.signature == signature.armored(made)
+    checked = await resolve(web, **declared, checksum=SHA256)
+    assert (checked.digests, checked.is_unpinned) == ((SHA256,), False)
+    assert checked.signature == found.signature
+    web.files["https://origin.example/keys/a.asc"] = signer.detached(CONTENT, armor=True)
+    found = await resolve(web, **declared, signature="/keys/a.asc")
+    assert found.signature != signature.armored(made)
+    web.files[f"{URL}.sig"] = b"<html>"
+    with pytest.raises(errors.DocumentError, match=r"'a.img': it has no good signature"):
+        await resolve(web, **declared)
 
 
 async def test_a_signature_that_no_bytes_can_make_good(signer: Signer):
