@@ -175,11 +175,11 @@ class Versions:
     async def _older_version(self, family: str, found: Manifest) -> Template | None:
         """The newest version of a family that has the content of *found*."""
         for template in reversed(self._templates.versions(family)):
-            if found.is_unpinned and found.signature not in (None, template.signature):
-                continue
             if found.is_unpinned and found.signature is not None:
                 # Whichever mirror was looked at: one signature is of one file.
-                return template
+                if found.signature == template.signature or found.content_id == template.content_id:
+                    return template
+                continue
             known = await trio.to_thread.run_sync(
                 self._manifests.manifest, template.content_id, limiter=self._limiter
             )

@@ -106,11 +106,15 @@ async def test_of_a_packed_image_the_packed_file_is_there() -> None:
 
 async def test_one_signature_is_of_one_file_whichever_mirror_has_it() -> None:
     signed = template(content_id="unverified:1", signature="SIG")
-    for signature, expected in (("SIG", Verdict.UNCHANGED), ("NEW", Verdict.CHANGED)):
+    for number, signature, expected in (
+        (2, "SIG", Verdict.UNCHANGED),
+        (1, "NEW", Verdict.UNCHANGED),
+        (2, "NEW", Verdict.CHANGED),
+    ):
         server = Server(signed, SAME)
         found = Manifest(
             "a", SIZE, (), None, (Mirror("http://other/"),),
-            unverified_id="unverified:2", signature=signature,
+            unverified_id=f"unverified:{number}", signature=signature,
         )  # fmt: skip
         seen = (replace(SAME, url="http://doc/", etag=None, last_modified=None),)
         server.resolved = Resolved(found, server, seen)  # type: ignore[arg-type]
