@@ -199,7 +199,7 @@ def load(option: str | None = None) -> Settings:
 
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.ConfigError(f"{path}: not valid TOML: {error}") from error
     try:
         return parse(document)

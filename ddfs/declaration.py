@@ -14,7 +14,7 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from ddfs import errors
 from ddfs.model import MAX_SIZE, Digest, ImageFormat
@@ -40,6 +40,9 @@ _ENGINE_HEADERS: Final = frozenset(
 
 # scheme://user:password@ at the start of an address; the last "@" before the path counts.
 _LOGIN: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)@")
+
+# How much of a value an error repeats.
+_MAX_SHOWN: Final = 140
 
 # More than any login takes.
 MAX_HEADERS: Final = 32
@@ -186,28 +189,37 @@ def format_duration(seconds: int) -> str:
     return f"{seconds // length}{unit}"
 
 
+def _shown(value: Any) -> str:
+    """What somebody wrote, as an error may repeat it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a huge number"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise errors.InvalidValueError(f"a text that is not empty, not {value!r}")
+        raise errors.InvalidValueError(f"a text that is not empty, not {_shown(value)}")
     return value
 
 
 def _path(value: Any) -> str:
     path = _text(value)
     if not path.startswith("/"):
-        raise errors.InvalidValueError(f"an absolute path, not {path[:140]!r}")
+        raise errors.InvalidValueError(f"an absolute path, not {_shown(path)}")
     return os.path.normpath(path)
 
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_SIZE:
-        raise errors.InvalidValueError(f"a whole number of bytes, not {value!r}")
+        raise errors.InvalidValueError(f"a whole number of bytes, not {_shown(value)}")
     return value
 
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise errors.InvalidValueError(f"true or false, not {value!r}")
+        raise errors.InvalidValueError(f"true or false, not {_shown(value)}")
     return value
 
 
@@ -216,7 +228,7 @@ def _check_every(value: Any) -> int:
     if seconds is None:
         seconds = parse_duration(_text(value))
     if not MIN_CHECK_EVERY_SECONDS <= seconds <= MAX_CHECK_EVERY_SECONDS:
-        raise errors.InvalidValueError(f"between 1m and 366d, not {value!r}")
+        raise errors.InvalidValueError(f"between 1m and 366d, not {_shown(value)}")
     return seconds
 
 
@@ -261,8 +273,19 @@ def _without_login(address: str) -> tuple[str, str | None]:
     return f"{match[1]}://{address[match.end() :]}", header
 
 
+def _source(value: Any) -> str:
+    text = _text(value)
+    try:
+        urlsplit(text)
+    except ValueError as error:
+        # It repeats what it does not understand, which may be a login.
+        reason = str(error).partition("'")[0].strip()
+        raise errors.InvalidValueError(f"a malformed address: {reason}") from None
+    return text
+
+
 def _address(value: Any) -> str:
-    address = _text(value)
+    address = _source(value)
     if _LOGIN.match(address):
         raise errors.InvalidValueError("with a login in it; put that into a netrc_file")
     return address
@@ -277,7 +300,7 @@ def _plain(value: Any) -> Any:
 
 
 _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "source": _text,
+    "source": _source,
     "format": lambda value: ImageFormat.parse(_text(value)),
     "checksum": lambda value: Digest.parse(_text(value)),
     "checksum_url": _address,

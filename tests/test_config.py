@@ -72,6 +72,8 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
         ("[fetch]\nat_once = 0", "fetch.at_once: between 1 and"),
         ("[fetch]\nat_onec = 4", "fetch.at_onec: unknown key"),
         ("this is no toml", "not valid TOML"),
+        ("x = " + "9" * 5000, "not valid TOML"),
+        ("x = " + "[" * 5000, "not valid TOML"),
     ],
 )
 def test_a_mistake_names_file_and_key(tmp_path: Path, text: str, word: str) -> None:

@@ -114,6 +114,9 @@ def _parse(file: File) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         line = int(found[1]) if found and found[1] else text.count("\n") + 1
         message = _SYNTAX.sub("", str(error)).strip()
         raise _NotTomlError(line, f"no TOML: {message[:200]}") from None
+    except ValueError:
+        # Python reads no decimal number of more than 4,300 digits, and does not say where.
+        raise _NotTomlError(1, "no TOML: a number in it has too many digits") from None
     except RecursionError:
         raise _NotTomlError(1, "no TOML: nested too deeply") from None
 
@@ -143,7 +146,9 @@ def _with_paths(plain: Mapping[str, Any], file: str) -> dict[str, Any]:
     directory = os.path.dirname(file)
     result = dict(plain)
     for key, value in plain.items():
-        is_path = key in _PATH_KEYS or (key == "source" and "://" not in str(value))
-        if is_path and isinstance(value, str) and value:
+        if not isinstance(value, str):
+            continue
+        is_path = key in _PATH_KEYS or (key == "source" and "://" not in value)
+        if is_path and value:
             result[key] = os.path.normpath(os.path.join(directory, value))
     return result

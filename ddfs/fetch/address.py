@@ -138,7 +138,11 @@ def redirected(base: Address, location: str, *, may_leave_tls: bool = False) -> 
     schemes are refused, so a server cannot make us read local files. A login stays with its
     origin.
     """
-    target = Address.parse(urljoin(base.url, location.strip()))
+    try:
+        joined = urljoin(base.url, location.strip())
+    except ValueError as error:
+        raise AddressError(f"it redirects to a malformed address: {in_one_line(error)}") from None
+    target = Address.parse(joined)
     if base.scheme == "https" and target.scheme == "http" and not may_leave_tls:
         raise AddressError(f"it redirects from https to {target.url}, which is refused")
     if target.authorization is None and target.origin == base.origin:

@@ -253,7 +253,7 @@ class Connection:
                 parser.receive_data(bytes(view[:count]))
                 event = parser.next_event()
         except h11.RemoteProtocolError as error:
-            raise ClosedEarlyError(f"ended early: {error}") from None
+            raise ClosedEarlyError(f"ended early: {in_one_line(error)}") from None
         if isinstance(event, h11.Data):
             data = memoryview(bytes(event.data))
             count = min(len(data), len(view))

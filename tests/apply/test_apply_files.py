@@ -76,6 +76,8 @@ x = 1
         (b"[template]\na = 1\n", 2, "no table"),
         (b'[template.a]\nsource = """\n', 3, "no TOML"),
         (b"x = " + b"[" * 5000, 1, "no TOML"),
+        (b"x = " + b"9" * 5000, 1, "no TOML: a number"),
+        (b"[template.a]\nsource = 0x" + b"f" * 5000, 2, "not a huge number"),
     ],
 )
 def test_what_is_no_declaration_is_said_with_its_line(data: bytes, line: int, says: str) -> None:

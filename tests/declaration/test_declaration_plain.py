@@ -67,6 +67,14 @@ def test_a_bad_header_is_named_by_its_number_and_not_shown() -> None:
     assert "secret" not in problem
 
 
+@pytest.mark.parametrize("key", ["source", "checksum_url", "signature"])
+@pytest.mark.parametrize("address", ["http://user:geheim[x/y", "//[x", "http://\u2100.example/"])
+def test_a_malformed_address_is_said_without_what_may_be_a_login(key: str, address: str) -> None:
+    [problem] = problems_of({"source": "https://a/b", key: address})
+    assert problem.startswith(f"{key}: a malformed address: ")
+    assert "geheim" not in problem
+
+
 def test_unverified_and_a_checksum_are_a_contradiction() -> None:
     plain = {"source": "https://a/b", "unverified": True, "checksum": SHA256}
     assert problems_of(plain) == ["unverified: there is a checksum to verify it by"]

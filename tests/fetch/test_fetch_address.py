@@ -51,6 +51,15 @@ def test_redirects_stay_on_http_and_never_leave_tls():
         redirected(https, "http://a/x/y")
     with pytest.raises(AddressError, match="only http"):
         redirected(http, "file:///etc/passwd")
+    for location in (
+        "http://[x/",
+        "//[x",
+        "//c.\u0753]ee/",
+        "http://h:x/",
+        "http://\u2100.example/",
+    ):
+        with pytest.raises(AddressError):
+            redirected(http, location)
 
 
 def test_credentials_do_not_travel_to_where_a_redirect_leads():

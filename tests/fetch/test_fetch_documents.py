@@ -98,6 +98,7 @@ async def test_what_unpacks_to_too_much_or_to_nothing(encoding, body, said):
         ("redirect_loop", "circle"),
         ("redirect_chain", "circle|too often"),
         ("redirect_file", "only http"),
+        ("redirect_malformed", "malformed address"),
         ("garbage", "."),
         ("refuse", "."),
         ("short", "."),

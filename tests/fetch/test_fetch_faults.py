@@ -35,6 +35,7 @@ COMPLAINTS = {
     "redirect_loop": "circle",
     "redirect_chain": "circle|too often",
     "redirect_file": "only http",
+    "redirect_malformed": "malformed address",
     "redirect_nowhere": "without saying where",
     "overrange": "when asked for",
     "wrong_content_range": "when asked for",

@@ -11,7 +11,9 @@ import gzip
 import io
 import lzma
 import os
+import socket
 import struct
+import time
 import tomllib
 import zipfile
 from collections.abc import Callable, Sequence
@@ -21,12 +23,19 @@ from typing import Final
 
 from ddfs import errors
 from ddfs.declaration import problems_of
+from ddfs.fetch.address import Address, AddressError, redirected
+from ddfs.fetch.connection import ClosedEarlyError, Connection, ProtocolError, parse_content_range
 from ddfs.image import packed
 from ddfs.image.domain import PoolTargets, files_of_domain
 from ddfs.image.header import ChainError, references
 from ddfs.image.inspect import inspect_head
 from ddfs.metalink import checksums, links, read
 from ddfs.model import ImageFormat, Packing, PackingKind
+
+_ORIGIN: Final = Address.parse("https://origin.example/d/i?q")
+
+# What fits into a socket's buffer while nobody reads.
+_MAX_RESPONSE: Final = 64 * 1024
 
 CORPUS: Final = Path(__file__).with_name("corpus")
 
@@ -79,6 +88,18 @@ _TOML: Final = (
     b'[template.a]\nsource = "https://a.example/i"\nchecksum = "sha256:%b"\nformat = "qcow2"\n'
     b'headers = ["A: b"]\ncheck_every = "1d"\nsize = 5\nunverified = false\n' % _HASH
 )
+
+
+_RESPONSE: Final = (
+    b"HTTP/1.1 206 Partial Content\r\nServer: x\r\nContent-Length: 10\r\n"
+    b'Content-Range: bytes 0-9/100\r\nETag: "a"\r\nRetry-After: 5\r\nConnection: keep-alive\r\n'
+    b"Location: https://b.example/i\r\n\r\n0123456789"
+)
+_CHUNKED: Final = (
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+    b"Location: ../a?b#c\r\n\r\n5;x=y\r\n01234\r\n5\r\n56789\r\n0\r\nTrailer: z\r\n\r\n"
+)
+_OLD_RESPONSE: Final = b"HTTP/1.0 302 Found\r\nLocation: //c.example:81/%zz\r\n\r\nmoved"
 
 
 def _qcow2(version: int = 3, backing: bytes = b"") -> bytes:
@@ -146,6 +167,33 @@ def _headers(data: bytes) -> str:
     return " / ".join(seen)
 
 
+def _responses(data: bytes) -> str:
+    """What a server sends for a segment, its body, and where it redirects to."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.sendall(data[:_MAX_RESPONSE])
+        theirs.shutdown(socket.SHUT_WR)
+        connection = Connection(_ORIGIN, ours)
+        try:
+            head = connection.request(_ORIGIN, 0, 9, time.monotonic() + 1)
+            while connection.receive_into(memoryview(bytearray(4096))):
+                pass
+        except (ProtocolError, ClosedEarlyError) as error:
+            said = str(error)
+            assert said.isprintable()
+            assert len(said) < 400
+            # What it quotes is different each time, and no other outcome.
+            raise errors.MirrorError(_ORIGIN.url, " ".join(said.split()[:7])) from None
+    part = parse_content_range(head.headers.get("content-range", ""))
+    seen = f"{head.status // 100} {head.is_chunked} {part is None} {connection.is_reusable}"
+    try:
+        target = redirected(_ORIGIN, head.headers.get("location", ""), may_leave_tls=True)
+    except AddressError as error:
+        return f"{seen} {error}"
+    return f"{seen} {target.scheme} {target.origin == _ORIGIN.origin}"
+
+
 def _heads(data: bytes) -> str:
     # One of eight questions, by the input itself: all of them take long.
     size = len(data) + (2**30 if len(data) & 1 else 0)
@@ -191,7 +239,7 @@ def _declarations(data: bytes) -> str:
     seen = []
     try:
         document = tomllib.loads(data.decode("utf-8", errors="replace"))
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return "no TOML"
     for table in document.values():
         for inner in table.values() if isinstance(table, dict) else ():
@@ -227,6 +275,12 @@ _TEXT_TOKENS: Final = (
     _HASH * 2,
     b"-----BEGIN PGP SIGNED MESSAGE-----\n", b"-----BEGIN PGP SIGNATURE-----\n",
 )  # fmt: skip
+_HTTP_TOKENS: Final = (
+    b"\r\n", b"\n", b"\r\n\r\n", b": ", b"HTTP/1.1 ", b"HTTP/1.0 200 \r\n", b"HTTP/2", b"\x00",
+    b"Content-Length: 9\r\n", b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n", b"\t",
+    b"ffffffffff\r\n", b"Content-Range: bytes */0\r\n", b"Connection: close\r\n", b"Location: file:///etc/passwd\r\n",
+    b"http://[::1]:0/", b"@", b"\xff", b"206", b"Upgrade: x\r\n", b"9" * 30, b"Range: bytes 9-0/-1",
+)  # fmt: skip
 _IMAGE_TOKENS: Final = (
     b"QFI\xfb", b"KDMV", b"conectix", b"vhdxfile", b"CD001", b"EFI PART", b"\x55\xaa", b"metadata",
     b"regi", b"head", b"# Disk DescriptorFile", b"PK\1\2", b"PK\5\6", b"\xfd7zXZ\0", b"YZ",
@@ -237,6 +291,7 @@ TARGETS: Final = (
     Target("documents", _documents, (_METALINK4, _METALINK3), _XML_TOKENS),
     Target("checksum-files", _checksum_files, (_SUMS, _BSD, _SIGNED, _HASH), _TEXT_TOKENS),
     Target("headers", _headers, (_HEADERS,), _TEXT_TOKENS),
+    Target("responses", _responses, (_RESPONSE, _CHUNKED, _OLD_RESPONSE), _HTTP_TOKENS),
     Target("heads", _heads, _images(), _IMAGE_TOKENS),
     Target("chains", _chains, _images(), _IMAGE_TOKENS, (ChainError,)),
     Target("domains", _domains, (_DOMAIN,), _XML_TOKENS, (ChainError,)),

@@ -57,6 +57,7 @@ FAULTS = {
     "redirect_loop": "redirects for ever",
     "redirect_chain": "redirects eleven times and more",
     "redirect_file": "redirects to file:///etc/passwd",
+    "redirect_malformed": "redirects to what is no address",
     "redirect_nowhere": "redirects without a Location",
     "oversend": "sends 4 KiB more than the response says",
     "overrange": "answers with a longer range than asked",
@@ -330,6 +331,7 @@ class _Exchange:
             "redirect_loop": path,
             "redirect_chain": f"{path}?step={step}",
             "redirect_file": "file:///etc/passwd",
+            "redirect_malformed": "http://[x/y",
         }.get(fault or "")
         return await self._status(302, f"Location: {location}\r\n" if location else "")
 
