@@ -5,7 +5,6 @@ httpx is loaded at the first request, because it costs a tenth of a second.
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +20,7 @@ from ddfs.fetch.connection import parse_content_range
 from ddfs.fetch.dialing import describe_connect, network_of_peer, permitted_addresses
 from ddfs.fetch.encoding import IDENTITY, Body
 from ddfs.fetch.networks import Network
+from ddfs.fetch.proxies import proxy_of, require_usable, unreachable, uses_proxy
 from ddfs.fetch.trust import Trust
 from ddfs.model import ByteRange, KiB, MiB
 from ddfs.versions import Validator, Visit
@@ -255,6 +255,8 @@ class Documents:
         import httpx  # a tenth of a second, spent when the first document is read
 
         proxy = proxy_of(address)
+        if proxy is not None:
+            require_usable(proxy)
         needs_tls = address.scheme == "https" or proxy is not None
         # Each request has a connection of its own: what a server sends beyond one answer
         # would be taken for the next. So it has a client of its own, too, which keeps no
@@ -273,7 +275,7 @@ class Documents:
                 response = await self._send_checked(client, method, address, sent, terms)
             else:
                 request = client.build_request(method, address.url, headers=sent)
-                response = await client.send(request, stream=True)
+                response = await _send(client, request, proxy)
             try:
                 yield response
             finally:
@@ -351,24 +353,18 @@ async def body_of(
                 pass
 
 
-def uses_proxy(address: Address) -> bool:
-    """Whether the environment sends requests to *address* through a proxy."""
-    return proxy_of(address) is not None
+async def _send(
+    client: httpx.AsyncClient, request: httpx.Request, proxy: str | None
+) -> httpx.Response:
+    import httpx
 
-
-def proxy_of(address: Address) -> str | None:
-    """The proxy that the environment names for *address*, which then connects to it."""
-    names = ("http_proxy", "https_proxy", "all_proxy")
-    if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in names):
-        return None
-    # Slow to import and only for those who have a proxy.
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    proxies = getproxies_environment()
-    proxy = proxies.get(address.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(f"{address.host}:{address.port}"):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        return await client.send(request, stream=True)
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        message = unreachable(proxy, error) if proxy is not None else None
+        if message is None:
+            raise
+        raise httpx.ProxyError(message) from error
 
 
 def _headers_of(address: Address, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

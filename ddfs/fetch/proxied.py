@@ -8,7 +8,7 @@ import httpx
 import trio
 
 from ddfs.fetch.access import Terms
-from ddfs.fetch.address import Address, in_one_line
+from ddfs.fetch.address import Address, AddressError, in_one_line
 from ddfs.fetch.connection import ResponseHead
 from ddfs.fetch.documents import Documents, body_of
 from ddfs.fetch.mirrors import Failure, FailureKind
@@ -52,6 +52,8 @@ async def attempt(
         if segment.is_done or scope.cancelled_caught:
             return Done()
         message = "sent less than it was asked for"
+    except AddressError as error:
+        return Failure(FailureKind.FINAL, str(error))
     except httpx.HTTPError as error:
         message = in_one_line(error)
     if segment.position - first >= MIN_ATTEMPT_BYTES:

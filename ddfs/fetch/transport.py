@@ -26,7 +26,7 @@ from ddfs.fetch.access import PLAIN, Grants, Terms, grants_of
 from ddfs.fetch.address import MAX_REDIRECTS, Address, AddressError, redirected
 from ddfs.fetch.connection import Connection
 from ddfs.fetch.dialing import describe_connect, dial, network_of_peer, peer_of
-from ddfs.fetch.documents import Documents, FetchedDocument, Look, uses_proxy
+from ddfs.fetch.documents import Documents, FetchedDocument, Look
 from ddfs.fetch.elsewhere import Elsewhere
 from ddfs.fetch.headstart import MAX_AHEAD_BYTES, Headstart
 from ddfs.fetch.hot import HotRoom
@@ -34,6 +34,7 @@ from ddfs.fetch.inquiry import Inquiry
 from ddfs.fetch.mirrors import Failure, FailureKind
 from ddfs.fetch.networks import PUBLIC, parse_networks, refusal
 from ddfs.fetch.pacing import Pace, Pacer
+from ddfs.fetch.proxies import uses_proxy
 from ddfs.fetch.segment import (
     BUFFER_BYTES,
     Broken,
