@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "system"))
 
 from lab import namespace
+from lab.partitions import loop_device, why_not
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,3 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # Its replacement of standard output would otherwise go with us.
     config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
     namespace.enter()
+
+
+@pytest.fixture
+def make_device() -> Iterator[Callable[..., Path]]:
+    """``make_device(image, *options)``: a block device that is *image*; see losetup(8)."""
+    if os.geteuid() != 0 or why_not() is not None:
+        pytest.skip(f"no loop devices: {why_not() or 'needs root'}")
+    with ExitStack() as stack:
+        yield lambda image, *options: stack.enter_context(loop_device(image, *options))

@@ -8,6 +8,7 @@ even stat() may hang.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -86,7 +87,10 @@ def examine(session: Session) -> Iterator[Finding]:
     yield answering
     yield hook(LIBVIRT_HOOKS, settings.templates_dir)
     for name, primary in settings.primary.items():
-        yield primary_storage(name, primary)
+        if primary.path is None:
+            yield primary_pool(name, settings, _virsh)
+        else:
+            yield primary_storage(name, primary.path)
     yield pool(settings, _virsh)
     yield from authorities(certificates.directory_of(settings.state_dir), time.time())
 
@@ -348,12 +352,23 @@ def _what_is_wrong(script: Path, templates_dir: Path) -> str | None:
     return None
 
 
-def primary_storage(name: str, primary: config.PrimarySettings) -> Finding:
+def primary_pool(
+    name: str, settings: config.Settings, virsh: Callable[[str, list[str]], str | None]
+) -> Finding:
+    """Whether the libvirt pool that templates are stored in is active."""
+    check, wanted = f"primary.{name}", settings.primary[name].pool or ""
+    listed = virsh(settings.libvirt.uri, ["pool-list", "--name"])
+    if listed is None:
+        return Finding(check, WARN, f"libvirt cannot be asked about its pool {wanted}")
+    if wanted not in map(str.strip, listed.splitlines()):
+        text = f"libvirt's pool {wanted} is not active: virsh pool-start {shlex.quote(wanted)}"
+        return Finding(check, FAIL, text)
+    return Finding(check, OK, f"libvirt's pool {wanted} is active")
+
+
+def primary_storage(name: str, path: Path) -> Finding:
     """Whether templates can be stored."""
     check = f"primary.{name}"
-    if primary.path is None:
-        return Finding(check, OK, f"libvirt pool {primary.pool}")
-    path = primary.path
     if not path.is_dir():
         return Finding(check, FAIL, f"{path} is not a directory: make it, or set another path")
     if not os.access(path, os.W_OK | os.X_OK):

@@ -104,7 +104,8 @@ class _Walk:
         self._stored: dict[tuple[int, int], str] = {}
         # Volumes of pools: devices, by their numbers.
         self._stored_devices: dict[int, str] = {}
-        self._stored_paths = frozenset(stored)
+        # By what their paths, which may be links (LVM's), lead to.
+        self._stored_paths = {pool.mount.resolve(path): path for path in stored}
         # In order: a chain counts for who named it first, and domains come first.
         self._images: deque[tuple[str, str | None, str, bool]] = deque()
         self._directories: list[tuple[str, str]] = []
@@ -114,7 +115,7 @@ class _Walk:
         for path in stored:
             try:
                 status = os.lstat(path)
-                if stat.S_ISLNK(status.st_mode):  # LVM's names of devices
+                if stat.S_ISLNK(status.st_mode):
                     status = os.stat(path)
             except OSError:
                 continue
@@ -194,7 +195,7 @@ class _Walk:
                 self._note(self.found.of_content, content_id, owner)
             return
         if real in self._stored_paths:
-            self._note(self.found.of_path, real, owner)
+            self._note(self.found.of_path, self._stored_paths[real], owner)
         if (real, image_format) in self._seen:
             return
         self._seen.add((real, image_format))

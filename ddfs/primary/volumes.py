@@ -98,8 +98,9 @@ class Pool(Protocol):
 class VolumeStorage(DirectoryStorage):
     """As its base, with *staging* as the directory, but what is published is in *pool*.
 
-    The limits are the pool's. ``check`` is called often while a volume is written, and may
-    raise to end that.
+    ``prepare`` and what a recovery calls never ask libvirt: at boot its socket may answer only
+    once the daemon is ready. The limits are the pool's. ``check`` is called often while a volume
+    is written, and may raise to end that.
     """
 
     def __init__(
@@ -128,26 +129,6 @@ class VolumeStorage(DirectoryStorage):
     @property
     def _owned(self) -> Ownership:
         return Ownership(self.partial_dir)
-
-    def prepare(self) -> None:
-        """As the base. Raises :class:`errors.StorageError` when published volumes cannot be seen
-        and libvirt cannot say that they are gone: nothing is fetched anew for that.
-        """
-        super().prepare()
-        try:
-            lost = [v.name for _, v in self._owned.all() if v.published and not _is_there(v)]
-            try:
-                self._measure()
-            except errors.LibvirtError as error:
-                if lost:
-                    raise errors.StorageError(
-                        f"{self.place}: volume {lost[0]} with a template is not there, and libvirt "
-                        f"cannot say why ({error}); start the pool, then ddfs"
-                    ) from error
-                log.warning("%s: %s", self.place, error)
-        except BaseException:
-            self.close()
-            raise
 
     # Volumes
 
@@ -235,12 +216,18 @@ class VolumeStorage(DirectoryStorage):
             return
         if not volume.path:
             self._take_away_unlabelled(volume)
-        elif _is_there(volume):
+        elif self._is_there_now(volume):
             if volume.is_labelled():
                 self._delete(volume)
             else:
                 log.warning("%s: was made by ddfs and is another's now; it stays", volume.path)
         self._owned.remove(content_id)
+
+    def _is_there_now(self, volume: OwnedVolume) -> bool:
+        """Whether it is there when the pool is active; raises :class:`errors.LibvirtError`."""
+        if not _is_there(volume):
+            self._measure()
+        return _is_there(volume)
 
     def _take_away_unlabelled(self, volume: OwnedVolume) -> None:
         """What a crash left while it was made."""
@@ -265,7 +252,7 @@ class VolumeStorage(DirectoryStorage):
         self._pool.delete(volume.name)
 
     def finish_publishing(self, content_id: str) -> PublishedFile | None:
-        """What was complete when a crash came; else None, and the volume goes."""
+        """What was complete when a crash came, or is there again; else None."""
         with self._translated("cannot finish publishing"):
             return self._finished(content_id)
 
@@ -357,6 +344,8 @@ class VolumeStorage(DirectoryStorage):
 
     def leftovers(self) -> dict[str, int]:
         """As the base, and volumes that are unfinished or that nobody knows any more."""
+        with contextlib.suppress(errors.LibvirtError):
+            self._measure()
         found = super().leftovers()
         with self._translated("cannot look at volumes"):
             for content_id, volume in self._owned.all():
@@ -376,8 +365,8 @@ class VolumeStorage(DirectoryStorage):
             raise errors.StorageFullError(str(error)) from error
         with self._translated("cannot remove a volume"):
             volume = self._owned.read(content_id)
-            if volume is not None and volume.published is not None:
-                return  # it is being mended, which takes no room there
+            if volume and volume.published and self._is_there_now(volume):
+                return  # it is being mended, which takes no room, or was not to be seen before
             self._take_away(content_id)
         total, free = self._measure()
         quota = self._volume_quota(total) if self._volume_quota is not None else None

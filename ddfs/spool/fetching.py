@@ -216,6 +216,9 @@ class Fetch:
         if (adopted := await self._adopt(manifest)) is not None:
             return adopted
         await reserve(storage, content_id, room_for(manifest), self._with.make_room)
+        done = await trio.to_thread.run_sync(storage.finish_publishing, content_id)
+        if done is not None:
+            return done
         files = storage.partial_path(content_id), storage.journal_path(content_id)
         if manifest.is_unpinned:
             await trio.to_thread.run_sync(pin.start_over, *files)

@@ -48,7 +48,9 @@ class Storage(Protocol):
         """
 
     def finish_publishing(self, content_id: str) -> PublishedFile | None:
-        """What a crash interrupted in :meth:`publish` after the rename, finished; else None."""
+        """What a crash interrupted in :meth:`publish` after the rename, finished, or what could not
+        be seen for a while; else None.
+        """
 
     def adopt(self, name: str) -> PublishedFile:
         """Treat the file that has *name* already as published: read-only, durable."""

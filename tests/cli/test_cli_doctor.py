@@ -116,13 +116,25 @@ def test_the_hook_is_tried(tmp_path: Path, home: Path, settings: str, says: str 
 
 
 def test_primary_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = doctor.primary_storage("default", PrimarySettings(tmp_path / "none"))
+    missing = doctor.primary_storage("default", tmp_path / "none")
     assert (missing.check, missing.level) == ("primary.default", doctor.FAIL)
     monkeypatch.setattr(doctor, "LOW_ROOM_BYTES", 0)
-    assert doctor.primary_storage("default", PrimarySettings(tmp_path)).level == doctor.OK
+    assert doctor.primary_storage("default", tmp_path).level == doctor.OK
     monkeypatch.setattr(doctor, "LOW_ROOM_BYTES", 2**63)
-    low = doctor.primary_storage("default", PrimarySettings(tmp_path))
+    low = doctor.primary_storage("default", tmp_path)
     assert (low.level, low.text.endswith("free: make room")) == (doctor.WARN, True)
+
+
+def test_a_pool_as_primary_storage_has_to_be_active() -> None:
+    settings = Settings(primary={"fast": PrimarySettings(pool="vg 0")})
+    for listed, level, word in (
+        (None, doctor.WARN, "cannot be asked"),
+        ("vg\n", doctor.FAIL, "virsh pool-start 'vg 0'"),
+        ("vg\nvg 0 \n", doctor.OK, "is active"),
+    ):
+        found = doctor.primary_pool("fast", settings, lambda *_, said=listed: said)
+        assert (found.check, found.level) == ("primary.fast", level)
+        assert word in found.text
 
 
 def test_pool() -> None:

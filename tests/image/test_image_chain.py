@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -374,3 +375,23 @@ def test_a_broken_chain_counts_as_far_as_it_can_be_made_out(tmp_path: Path) -> N
     )
     files = needed_files(xml, MOUNT, PoolTargets([]))
     assert [f.path for f in files] == [f"{MOUNT}/templates/cd.iso"]
+
+
+def test_a_device_that_the_kernel_lets_nobody_write_to_is_sealed(
+    tmp_path: Path, make_device: Callable[..., Path]
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    sealed, plain = make_device(image, "--read-only"), make_device(image)
+    link = tmp_path / "by-name"
+    link.symlink_to(sealed)
+    disks = "".join(
+        f"<disk type='block'><driver type='raw'/><source dev='{path}'/><target dev='vd{name}'/>"
+        "</disk>"
+        for name, path in (("a", link), ("b", plain))
+    )
+    xml = f"<domain><devices>{disks}</devices></domain>".encode()
+    mount = Mountpoint(str(tmp_path / "mnt"))
+    (found,) = sealed_files(domain_files(xml, mount, PoolTargets([])), mount)
+    assert (found.file.target, found.file.path) == ("vda", str(sealed))
+    assert (found.device, found.inode) == (sealed.stat().st_rdev, 0)

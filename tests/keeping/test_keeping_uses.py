@@ -196,3 +196,29 @@ def test_uses_loops_and_devices_end(lab):
     os.mkfifo(lab.vms / "fifo")
     known = Known(documents={"domain vm": domain(disk(a), disk("/dev/null", "qcow2"))})
     assert lab.users(known) == []
+
+
+def test_a_published_device_is_used_by_what_names_or_opens_it_and_not_by_its_pool(
+    lab, tmp_path, make_device
+):
+    device, other = make_device(lab.published), make_device(lab.published)
+    # As LVM's: a link in a directory of the volume group.
+    link = tmp_path / "vg-template"
+    link.symlink_to(device)
+
+    def users(known):
+        pool = Pool(Mountpoint(str(lab.mount)), f"{lab.mount}/templates", {})
+        uses = find_uses(known, pool, [str(link)])
+        assert not uses.obstacles, uses.obstacles
+        return uses.of_path.get(str(link), [])
+
+    listed = Known(images={str(device): "pool vg, volume a", str(other): "pool vg, volume b"})
+    assert users(listed) == []
+    make(lab.vms / "overlay.qcow2", link)
+    named = {"domain a": domain(disk(lab.vms / "overlay.qcow2")), "domain b": domain(disk(device))}
+    found = users(Known(documents=named, images=listed.images))
+    assert {"domain a", "domain b"} <= set(found) <= {*named, str(lab.vms / "overlay.qcow2")}
+    (lab.vms / "overlay.qcow2").unlink()
+    with link.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as process:
+        assert users(listed) == [f"process {process.pid}"]
+        process.kill()

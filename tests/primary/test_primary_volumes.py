@@ -279,16 +279,30 @@ def test_a_cancelled_upload_leaves_nothing(
     assert storage.leftovers() == {CONTENT: storage.partial_path(CONTENT).stat().st_blocks * 512}
 
 
-def test_volumes_that_cannot_be_seen_while_libvirt_is_down_are_not_fetched_anew(
+def test_volumes_that_are_not_to_be_seen_for_a_while_are_found_again(
     opened: Callable[..., VolumeStorage], pool: FilePool
 ) -> None:
     storage = opened()
     published = storage.publish(write_partial(storage, DATA), "x@1.img")
     pool.is_down = True
     assert opened().is_intact(published)
+    # The pool is not active, and libvirt is down: nobody knows.
     os.rename(pool.directory, pool.directory.with_name("away"))
-    with pytest.raises(errors.StorageError, match=r"is not there, and libvirt cannot say why"):
-        opened()
+    storage = opened()
+    assert not storage.is_intact(published)
+    assert storage.finish_publishing(CONTENT) is None
+    for ask in (lambda: storage.reserve(CONTENT, len(DATA)), lambda: storage.discard(CONTENT)):
+        with pytest.raises(errors.LibvirtError):
+            ask()
+    pool.is_down = False
+    os.rename(pool.directory.with_name("away"), pool.directory)
+    storage.reserve(CONTENT, len(DATA))
+    assert storage.finish_publishing(CONTENT) == published
+    # Deleted by hand, it is nobody's any more.
+    Path(published.path).unlink()
+    storage.reserve(CONTENT, len(DATA))
+    assert storage.finish_publishing(CONTENT) is None
+    assert storage.publish(write_partial(storage, DATA), "x@1.img").size == len(DATA)
 
 
 def test_mending_writes_into_the_volume(

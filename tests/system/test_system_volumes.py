@@ -25,9 +25,8 @@ POOL = "blk"
 @pytest.fixture
 def volume_host(libvirtd: Libvirtd, directory: Path) -> Iterator[Host]:
     """A host whose daemon runs, with the pool as its second primary storage."""
-    with disk_pool(libvirtd, directory, POOL, 40 * MIB), Host(directory / "host") as host:
-        with host.settings.open("a") as settings:
-            settings.write(f'[primary.fast]\npool = "{POOL}"\n')
+    more = f'[primary.fast]\npool = "{POOL}"\n[gc]\ngrace = 0\n'
+    with disk_pool(libvirtd, directory, POOL, 40 * MIB), Host(directory / "h", more=more) as host:
         host.serve()
         yield host
         libvirtd.remove_domains()
@@ -71,13 +70,13 @@ def test_a_vm_starts_on_a_volume_that_nobody_can_write_to_and_gc_takes_it_away(
     host.ddfs("clone", "small", "full.qcow2", "--pool", "vms", "--full")
     assert (host.vms / "full.qcow2").read_bytes() == small.image.read_bytes()
     # It stays as long as an overlay needs it, and goes then.
-    kept = json.loads(host.ddfs("gc", "--unused-for", "0s", "--json").stdout)
+    kept = json.loads(host.ddfs("gc", "--json").stdout)
     assert device.exists()
     assert "vm1" in json.dumps(kept)
     libvirtd.virsh("destroy", "vm1")
     libvirtd.virsh("undefine", "vm1")
     (host.vms / "vm1.qcow2").unlink()
-    host.ddfs("gc", "--unused-for", "0s")
+    host.ddfs("gc")
     assert host.template("small")["state"] == "not-downloaded"
     assert volumes(libvirtd, POOL) == []
 

@@ -23,13 +23,23 @@ def why_not() -> str | None:
 
 
 @contextlib.contextmanager
+def loop_device(image: Path, *options: str) -> Iterator[Path]:
+    """A block device that is *image*; its partitions go with it."""
+    device = Path(_run("losetup", "--find", "--show", *options, image).strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["partx", "-d", device], check=False, capture_output=True)
+        _run("losetup", "--detach", device)
+
+
+@contextlib.contextmanager
 def disk_pool(libvirtd: Libvirtd, directory: Path, name: str, size: int) -> Iterator[Path]:
     """An active pool called *name*; its device. It was in use before: it is full of bytes."""
     image = directory / f"{name}.disk"
     with image.open("wb") as file:
         file.write(b"\xaa" * size)
-    device = Path(_run("losetup", "--find", "--show", image).strip())
-    try:
+    with loop_device(image) as device:
         # libvirt takes what follows the source's own name for the number of a partition, and
         # that of loop0p1 is no number but behind a name that ends in "p".
         link = directory / f"{device.name}p"
@@ -42,12 +52,11 @@ def disk_pool(libvirtd: Libvirtd, directory: Path, name: str, size: int) -> Iter
         libvirtd.virsh("pool-define", document)
         libvirtd.virsh("pool-build", name)
         libvirtd.virsh("pool-start", name)
-        yield device
-    finally:
-        libvirtd.virsh("pool-destroy", name, check=False)
-        libvirtd.virsh("pool-undefine", name, check=False)
-        subprocess.run(["partx", "-d", device], check=False, capture_output=True)
-        _run("losetup", "--detach", device)
+        try:
+            yield device
+        finally:
+            libvirtd.virsh("pool-destroy", name, check=False)
+            libvirtd.virsh("pool-undefine", name, check=False)
 
 
 def volumes(libvirtd: Libvirtd, name: str) -> list[str]:
