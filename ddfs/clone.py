@@ -124,6 +124,8 @@ class Clones:
         if replaced:
             await self._refuse_users(path)
         new_size = None if size == least else size
+        # A use, if it is here: nobody deletes it before the new disk can be seen.
+        await self._templates.confirm_published(template)
         how = await self._make(template, source, path, size, new_size, replaced)
         await self._pools.refresh(order.pool)
         image_format = template.format if order.full else ImageFormat.QCOW2

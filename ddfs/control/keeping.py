@@ -107,7 +107,12 @@ class HostKeeping:
     async def take_stock(self, request: TakeStock) -> list[DifferenceStatus]:
         """Compare, and mend if that is asked."""
         found = await self._stocktaking.compare(fix=request.fix)
-        return [DifferenceStatus(d.subject, d.problem, d.remedy, d.mended) for d in found]
+        differences = [DifferenceStatus(d.subject, d.problem, d.remedy, d.mended) for d in found]
+        for primary, sharing in self._sharing.items():
+            subject = f"primary storage {primary}"
+            absent = await sharing.absent()
+            differences += [DifferenceStatus(subject, *each, mended=False) for each in absent]
+        return differences
 
     async def forget_host(self, request: ForgetHost) -> None:
         """On all shared storages."""

@@ -130,13 +130,14 @@ class Watch:
 
 def unreadable(each: HostRecord) -> str:
     """Why a file stays of which such a host may know something."""
-    return f"perhaps used on host {each.host}, whose record of uses makes no sense; {_advice(each)}"
+    return f"perhaps used on host {each.host}, whose record of uses makes no sense; {advice(each)}"
 
 
 def silent(each: HostRecord, seconds: float) -> str:
     """The same, for one that does not answer."""
-    return f"perhaps used on host {each.name}, silent for {seconds:.0f} s; {_advice(each)}"
+    return f"perhaps used on host {each.name}, silent for {seconds:.0f} s; {advice(each)}"
 
 
-def _advice(each: HostRecord) -> str:
+def advice(each: HostRecord) -> str:
+    """What to do about a host that does not answer."""
     return f"start ddfs there, or if it is gone for good: ddfs forget {each.host}"

@@ -373,6 +373,19 @@ class Sharing:
             with trio.move_on_after(_ENDING_SECONDS, shield=True), suppress(errors.StorageError):
                 await _run(self._directory.finish, consent.intent)
 
+    async def absent(self) -> list[tuple[str, str]]:
+        """The hosts because of which nothing is deleted, and what to do about each."""
+        now = time.monotonic()
+        records = await _run(self._directory.records)
+        return [
+            (
+                f"host {each.name} does not answer, so that nothing is deleted",
+                agreement.advice(each),
+            )
+            for each in records
+            if each.record is None or self._watch.silent_seconds(each.host, now) >= SILENT_SECONDS
+        ]
+
     # -- by hand -------------------------------------------------------------------------------
 
     async def forget(self, host: str) -> bool:

@@ -381,7 +381,10 @@ class DirectoryStorage:
         with self._translated("cannot look at partial files"):
             leftovers = self._leftovers()
         leftovers.pop(besides, None)
-        return sum(self._taken.values()) + sum(leftovers.values())
+        return self._published_bytes() + sum(leftovers.values())
+
+    def _published_bytes(self) -> int:
+        return sum(self._taken.values())
 
     def _count(self, published: PublishedFile, partial: Path | None = None) -> None:
         """*published* is ours; what was promised to *partial* is used up."""

@@ -7,7 +7,9 @@ deleted only when all hosts have agreed (:mod:`ddfs.primary.uses`).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -22,6 +24,9 @@ from ddfs.primary.uses import UsesDirectory
 
 _LEASES: Final = "leases"
 _USES: Final = "uses"
+
+# As model.Template.published_name ends.
+_PUBLISHED: Final = re.compile(r"@[0-9a-f]{12}\.[a-z0-9]+$")
 
 
 class SharedDirectoryStorage(DirectoryStorage):
@@ -161,6 +166,16 @@ class SharedDirectoryStorage(DirectoryStorage):
         """Whether it was cancelled or finished."""
         with self._translated("cannot see what other hosts delete"):
             return self.uses.is_over(token)
+
+    def _published_bytes(self) -> int:
+        """Of all hosts: what others have published counts against the quota here too."""
+        found = 0
+        with self._translated("cannot be read"), os.scandir(self.path) as entries:
+            for entry in entries:
+                if _PUBLISHED.search(entry.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        found += entry.stat(follow_symlinks=False).st_blocks * 512
+        return found
 
     def names(self) -> list[str]:
         """The names of all files in the directory, whoever published them."""

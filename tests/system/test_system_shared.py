@@ -17,7 +17,7 @@ from lab.region import Node, region
 from lab.site import MIB, Published, Site
 
 # In which the other host has to answer.
-WAIT_SECONDS = 3
+WAIT_SECONDS = 2
 
 
 @pytest.fixture(scope="module")
