@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -138,6 +139,7 @@ class Sharing:
         self._turning = trio.Lock()
         self._asking = 0
         self._is_wanted: set[str] = set()
+        self._returning: set[str] = set()
         self._wake = trio.Event()
 
     async def start(self) -> None:
@@ -159,25 +161,27 @@ class Sharing:
     async def run(self) -> None:
         """Vote, show that this host lives, and stop what is wanted from going, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._again_and_again, self._give_way)
-            await self._again_and_again(self._turn)
+            nursery.start_soon(self._again_and_again, self._give_way, self._want)
+            await self._again_and_again(self._turn, partial(trio.sleep, POLL_SECONDS))
 
-    async def _again_and_again(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _again_and_again(
+        self, work: Callable[[], Awaitable[None]], pause: Callable[[], Awaitable[None]]
+    ) -> None:
         told = ""
         while True:
             try:
                 await work()
                 told = ""
+                await pause()
             except errors.DdfsError as error:
                 if str(error) != told:
                     log.error("%s", error)
                 told = str(error)
-            with trio.move_on_after(POLL_SECONDS):
-                await self._wake.wait()
-                # What cannot be done is not tried without a pause.
-                if told:
-                    await trio.sleep(POLL_SECONDS)
-            self._wake = trio.Event()
+                await trio.sleep(POLL_SECONDS)
+
+    async def _want(self) -> None:
+        await self._wake.wait()
+        self._wake = trio.Event()
 
     # -- as one of the hosts -------------------------------------------------------------------
 
@@ -213,7 +217,8 @@ class Sharing:
     async def _write(self) -> None:
         self._is_written = False
         self._record = replace(self._record, votes=self._member.votes)
-        await _run(self._directory.write_record, self._record)
+        # Not abandoned: two at once would write into one file.
+        await trio.to_thread.run_sync(self._directory.write_record, self._record, limiter=_limiter)
         self._is_written = True
 
     async def _sweep(self, intents: Sequence[Intent]) -> None:
@@ -287,8 +292,12 @@ class Sharing:
             await self._end([t for t in unseen if await _run(self._directory.is_over, t)])
 
     async def _end(self, tokens: Iterable[str]) -> None:
-        for content_id in self._member.end(list(tokens)):
-            await self._spool.give_back(content_id, self.primary)
+        """What cannot be looked at now is given back at a later turn."""
+        self._returning.update(self._member.end(list(tokens)))
+        for content_id in list(self._returning):
+            if not self._member.promised(content_id):
+                await self._spool.give_back(content_id, self.primary)
+            self._returning.discard(content_id)
 
     # -- as the one that wants to delete -------------------------------------------------------
 

@@ -29,6 +29,7 @@ class Files:
     is_withheld: bool = False
     wanted: Callable[[str], None] = lambda _: None
     counted: int = 0
+    failures: list[str] = field(default_factory=list)
 
     def withhold(
         self, content_id: str, primary: str, uses: int | None, wanted: Callable[[str], None]
@@ -41,6 +42,8 @@ class Files:
 
     async def give_back(self, content_id: str, primary: str) -> None:
         assert (content_id, primary) == (CONTENT, "default")
+        if self.failures:
+            raise errors.StorageError(self.failures.pop())
         self.is_withheld = False
 
     def file(self, content_id: str, primary: str, path: str) -> StoredFile:
@@ -168,6 +171,23 @@ async def test_a_host_that_starts_again_ends_what_it_had_begun(directory: Path) 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(again.sharing.run)
         await until(lambda: not again.files.is_withheld)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_file_that_cannot_be_looked_at_comes_back_when_it_can(directory: Path) -> None:
+    a, b = Node(directory, "a"), Node(directory, "b")
+    b.files.failures = ["it hangs"] * 3
+    async with trio.open_nursery() as nursery:
+        for node in (a, b):
+            await node.sharing.start()
+            nursery.start_soon(node.sharing.run)
+        async with a.sharing.asked(a.stored, 0.0) as [consent]:
+            assert consent.objection is None
+            # Whoever wants it is given way all the same.
+            b.files.wanted(CONTENT)
+            await until(lambda: not a.storage.intents())
+        await until(lambda: not b.files.is_withheld)
+        assert not b.files.failures
         nursery.cancel_scope.cancel()
 
 
