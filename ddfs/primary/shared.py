@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from ddfs import errors
 from ddfs.model import PublishedFile
-from ddfs.model.sharing import HostRecord, Intent, UsesRecord
+from ddfs.model.sharing import HostRecord, Intent, UsesRecord, is_host_id
 from ddfs.primary import kernel, lease
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.primary.stems import stem_of
 from ddfs.primary.uses import UsesDirectory
 
+_HOST: Final = "host-"
 _LEASES: Final = "leases"
 _USES: Final = "uses"
 
@@ -124,14 +126,23 @@ class SharedDirectoryStorage(DirectoryStorage):
         return True
 
     def records(self) -> list[HostRecord]:
-        """Of all hosts."""
+        """Of all hosts, those too that have partial files here and, with a ddfs from before there
+        were records, have never said what they use.
+        """
         with self._translated("cannot see what other hosts use"):
-            return self.uses.records()
+            known = self.uses.records()
+            said = {each.host for each in known}
+            names = [e.name for e in os.scandir(self.partial_dir.parent) if e.is_dir()]
+        hosts = (n.removeprefix(_HOST) for n in names if n.startswith(_HOST))
+        return known + [HostRecord(h, None, 0) for h in hosts if is_host_id(h) and h not in said]
 
     def forget(self, host: str) -> None:
-        """A host that is gone for good."""
+        """A host that is gone for good, and its partial files."""
         with self._translated(f"cannot forget host {host}"):
             self.uses.forget(host)
+            if is_host_id(host) and host != self.host_id:
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(self.partial_dir.parent / (_HOST + host))
 
     def propose(self, content_id: str, file_name: str, unused_seconds: float) -> Intent:
         """A new intent."""
@@ -184,7 +195,7 @@ class SharedDirectoryStorage(DirectoryStorage):
 
     def _find_partial_dir(self) -> Path:
         shared = super()._find_partial_dir()
-        mine, leases, uses = shared / f"host-{self.host_id}", shared / _LEASES, shared / _USES
+        mine, leases, uses = shared / (_HOST + self.host_id), shared / _LEASES, shared / _USES
         with self._translated("cannot be written to"):
             for directory in (mine, leases, uses):
                 directory.mkdir(mode=0o700, exist_ok=True)

@@ -207,3 +207,18 @@ async def test_a_record_that_makes_no_sense_keeps_everything(directory: Path) ->
         nursery.start_soon(b.sharing.run)
         await until(lambda: all(each.record for each in a.storage.records()))
         nursery.cancel_scope.cancel()
+
+
+async def test_a_host_that_never_said_anything_keeps_everything(directory: Path) -> None:
+    a = Node(directory, "a")
+    await a.sharing.start()
+    old = SharedDirectoryStorage("default", directory, "old")
+    old.prepare()
+    old.partial_path(CONTENT).write_bytes(b"x")
+    old.close()
+    [file] = await a.sharing.known(a.stored, hearsay=False)
+    assert "start ddfs there, or if it is gone for good: ddfs forget old" in str(file.doubt)
+    a.storage.forget("old")
+    [file] = await a.sharing.known(a.stored, hearsay=False)
+    assert file.doubt is None
+    assert not old.partial_dir.exists()
