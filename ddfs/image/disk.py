@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ddfs import errors
-from ddfs.model import ImageFormat, MiB
+from ddfs import errors, filecopy
+from ddfs.model import ImageFormat
 
 TEMPORARY_PREFIX: Final = ".ddfs-clone-"
 
@@ -28,16 +28,7 @@ TEMPORARY_PREFIX: Final = ".ddfs-clone-"
 # QEMU's user when the domain starts.
 _NEW_MODE: Final = 0o600
 
-# linux/fs.h; what a file system without reflinks answers.
-_FICLONE: Final = 0x40049409
-_NO_REFLINK: Final = {
-    errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM,
-    errno.ETXTBSY,
-}  # fmt: skip
-
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
-
-_CHUNK: Final = 64 * MiB
 
 # qemu-img writes a header here, and no data; more than this is a file system that hangs.
 _QEMU_IMG_SECONDS: Final = 60.0
@@ -80,11 +71,12 @@ class NewDisk:
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if volume_bytes is not None:
-                    _copy_volume(fd, self._fd, volume_bytes, check_cancelled)
+                    filecopy.copy_volume(fd, self._fd, volume_bytes, check_cancelled)
                     return False
-                if _reflink(fd, self._fd):
+                if filecopy.reflink(fd, self._fd):
                     return True
-                _copy_data(fd, self._fd, check_cancelled)
+                _refuse_full(fd, self._fd)
+                filecopy.copy_data(fd, self._fd, check_cancelled)
                 return False
             finally:
                 os.close(fd)
@@ -171,51 +163,11 @@ def _sweep(directory: Path) -> None:
                 os.close(fd)
 
 
-def _reflink(source: int, target: int) -> bool:
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError as error:
-        if error.errno in _NO_REFLINK:
-            return False
-        raise
-    return True
-
-
-def _copy_volume(
-    source: int, target: int, size: int, check_cancelled: Callable[[], object]
-) -> None:
-    """A device does not say where it has nothing: zeros are left out."""
-    os.ftruncate(target, size)
-    for at in range(0, size, MiB):
-        check_cancelled()
-        data = os.pread(source, min(MiB, size - at), at)
-        if not data:
-            raise OSError(errno.EIO, "the volume is shorter than what was published")
-        if data.strip(b"\0"):
-            os.pwrite(target, data, at)
-
-
-def _copy_data(source: int, target: int, check_cancelled: Callable[[], object]) -> None:
-    """What is data in *source*; holes stay holes."""
-    status, room = os.fstat(source), os.fstatvfs(target)
-    if status.st_blocks * 512 > room.f_bavail * room.f_frsize:
+def _refuse_full(source: int, target: int) -> None:
+    """Not after hours, when the file system is full."""
+    room = os.fstatvfs(target)
+    if os.fstat(source).st_blocks * 512 > room.f_bavail * room.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.ftruncate(target, status.st_size)
-    at = 0
-    while at < status.st_size:
-        try:
-            at = os.lseek(source, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                return
-            raise
-        end = os.lseek(source, at, os.SEEK_HOLE)
-        while at < end:
-            check_cancelled()
-            copied = os.copy_file_range(source, target, min(_CHUNK, end - at), at, at)
-            if copied == 0:
-                raise OSError(errno.EIO, "the file became shorter while it was copied")
-            at += copied
 
 
 def _qemu_img(*words: str) -> bytes:

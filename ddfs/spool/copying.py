@@ -1,6 +1,6 @@
 """A published content onto another primary storage of this host, without any mirror.
 
-By reflink where both are on one file system that can (FICLONE, ioctl_ficlonerange(2)), else
+By reflink where both are on one file system that can, else
 by copying what is data and leaving holes holes. Never by a hard link: two storages' files
 would be one inode, and deleting, protecting and labelling one would be doing it to the other.
 The copy is hashed before it gets its name.
@@ -8,34 +8,22 @@ The copy is hashed before it gets its name.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from ddfs import errors
-from ddfs.model import Manifest, MiB, PublishedFile
+from ddfs import errors, filecopy
+from ddfs.model import Manifest, PublishedFile
 from ddfs.spool.fetching import CLAIM_SECONDS, Order, Surroundings
 from ddfs.spool.partial import storage_errors
 from ddfs.spool.ports import Storage
 from ddfs.spool.publishing import publish
 from ddfs.spool.room import adopt, reserve
 from ddfs.spool.verify import holds_all_digests
-
-# <linux/fs.h>: _IOW(0x94, 9, int)
-_FICLONE: Final = 0x40049409
-_NO_REFLINK: Final = {
-    errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM,
-    errno.EBADF,
-}  # fmt: skip
-
-# A cancelled copy ends within one of these.
-_STEP: Final = 8 * MiB
 
 # Until what others may go on with is said to them; it expires anyway.
 _DISCLAIM_SECONDS: Final = 2.0
@@ -143,71 +131,13 @@ def copy_file(
         try:
             with storage_errors(target):
                 if volume_bytes is not None:
-                    return _copy_volume(into, out, volume_bytes, check)
-                return _reflink(into, out) or _copy_data(into, out, check)
+                    filecopy.copy_volume(into, out, volume_bytes, check)
+                    return False
+                if filecopy.reflink(into, out):
+                    return True
+                filecopy.copy_data(into, out, check)
+                return False
         finally:
             os.close(into)
     finally:
         os.close(out)
-
-
-def _reflink(into: int, out: int) -> bool:
-    try:
-        fcntl.ioctl(out, _FICLONE, into)
-    except OSError as error:
-        if error.errno not in _NO_REFLINK:
-            raise
-        return False
-    return True
-
-
-def _copy_data(into: int, out: int, check: Callable[[], None]) -> bool:
-    size = os.fstat(into).st_size
-    os.ftruncate(out, size)
-    for start, end in _data(into, size):
-        offset = start
-        while offset < end:
-            check()
-            offset += _copy_some(into, out, offset, min(_STEP, end - offset))
-    return False
-
-
-def _copy_volume(into: int, out: int, size: int, check: Callable[[], None]) -> bool:
-    """A device does not say where it has nothing: zeros are left out."""
-    os.ftruncate(out, size)
-    for offset in range(0, size, MiB):
-        check()
-        data = os.pread(into, min(MiB, size - offset), offset)
-        if not data:
-            raise OSError(errno.EIO, "the volume is shorter than what was published")
-        if data.strip(b"\0"):
-            os.pwrite(out, data, offset)
-    return False
-
-
-def _copy_some(into: int, out: int, offset: int, length: int) -> int:
-    """Some bytes at *offset*, at least one; the kernel copies them where it can."""
-    try:
-        done = os.copy_file_range(into, out, length, offset, offset)
-    except OSError as error:
-        if error.errno not in _NO_REFLINK:
-            raise
-        done = os.pwrite(out, os.pread(into, min(length, MiB), offset), offset)
-    if done == 0:
-        raise OSError(errno.EIO, "the file became shorter while it was copied")
-    return done
-
-
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """The ranges that are no holes (lseek(2), SEEK_DATA); all of it where nobody knows."""
-    offset = 0
-    while offset < size:
-        try:
-            start = os.lseek(fd, offset, os.SEEK_DATA)
-            end = os.lseek(fd, start, os.SEEK_HOLE)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                return
-            start, end = offset, size
-        yield start, end
-        offset = end

@@ -256,7 +256,9 @@ def test_a_daemon_that_dies_midway_takes_it_back_when_it_comes_again(
         wait_until(mark.exists, "the domain is being started")
         assert (node.ddfs.vms / "vm.qcow2").exists()
         node.ddfs.kill()
-        assert deploying.communicate(timeout=60)[1].startswith("ddfs: vm runs nowhere: one: ")
+        said = deploying.communicate(timeout=60)[1].splitlines()
+    assert said[0].startswith("ddfs: one: vm is taken back over there, at the latest when ")
+    assert said[1].startswith("ddfs: vm runs nowhere: one: ")
     assert deploying.returncode == 4
     node.install_hook(node.ddfs.hook())
     node.ddfs.serve()
