@@ -47,9 +47,12 @@ def run(directory: Path, arguments: Sequence[str]) -> bool:
     parser = argparse.ArgumentParser(prog="contrib/bench many", description=__doc__)
     parser.add_argument("--count", type=int, default=COUNT, help="how many templates")
     parser.add_argument("--no-libvirt", action="store_true", help="the daemon and its mount alone")
+    parser.add_argument(
+        "--unverified", action="store_true", help="templates without piece hashes, not added ones"
+    )
     wanted = parser.parse_args(arguments)
     with Host(directory / "host") as host:
-        _fill(host.state, wanted.count)
+        _fill(host.state, wanted.count, are_verified=not wanted.unverified)
         reached = _daemon(host, wanted.count)
         if not wanted.no_libvirt:
             with (
@@ -61,10 +64,10 @@ def run(directory: Path, arguments: Sequence[str]) -> bool:
     return all(reached)
 
 
-def _fill(state: Path, count: int) -> None:
+def _fill(state: Path, count: int, *, are_verified: bool) -> None:
     """The catalogue and the heads as registering would leave them, without the waiting."""
     Catalogue.open(state).close()
-    _add_first(state)
+    _add_first(state, is_verified=are_verified)
     heads = HeadStore(state).directory
     names = [_manifest(number).content_id for number in range(count)]
     for number, content_id in enumerate(names):
@@ -98,7 +101,7 @@ def _renamed(row: dict[str, object], number: int, content_id: str, key: str) -> 
     return list(changed.values())
 
 
-def _add_first(state: Path) -> None:
+def _add_first(state: Path, *, is_verified: bool) -> None:
     catalogue = Catalogue.open(state)
     declaration = Declaration("https://images.example.org/m.meta4")
     catalogue.add_template(
@@ -108,7 +111,7 @@ def _add_first(state: Path) -> None:
         declaration=declaration,
         virtual_size=PIECES * MiB,
         added_at=1.7e9,
-        head_is_verified=True,
+        head_is_verified=is_verified,
     )
     catalogue.close()
 

@@ -154,8 +154,8 @@ class PoolKeeper:
     def _timed(self, refreshing: Callable[[libvirt.virConnect], T]) -> Callable[..., T]:
         """*refreshing*, which lists the whole directory; how long it took is remembered.
 
-        libvirt holds the pool meanwhile, and everybody's `vol-list` with it: 4 s with 10,000
-        templates, so that many changes had better wait for each other.
+        libvirt holds the pool meanwhile, and everybody's `vol-list` with it: 1 to 3 s with
+        10,000 templates, so that many changes had better wait for each other.
         """
 
         def timed(connection: libvirt.virConnect) -> T:
