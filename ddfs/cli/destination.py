@@ -8,8 +8,14 @@ from ddfs import errors
 
 
 def refuse_taken(path: Path) -> None:
-    """Raises :class:`~ddfs.errors.NameTakenError` for what exists and is no directory."""
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    """Raises :class:`~ddfs.errors.NameTakenError` for what exists and is no directory,
+    :class:`~ddfs.errors.InvalidValueError` for what can be no file's name.
+    """
+    try:
+        is_taken = path.is_symlink() or (path.exists() and not path.is_dir())
+    except OSError as error:
+        raise errors.InvalidValueError(f"{path}: {error.strerror}") from None
+    if is_taken:
         raise errors.NameTakenError(f"{path}: exists already, and is not overwritten")
 
 

@@ -62,11 +62,9 @@ def run(arguments: Sequence[str]) -> int:
         _leave_output()
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        # Without a file name it is standard output: every other place translates its errors.
-        if error.filename is not None or error.errno != errno.ENOSPC:
+        if not _is_full_output(error):
             raise
-        _leave_output()
-        return _complain(errors.StorageFullError("standard output: no room for more"), ())
+        return _complain_of_output()
     except errors.DdfsError as error:
         return _complain(error, arguments)
     except BaseExceptionGroup as group:
@@ -74,6 +72,12 @@ def run(arguments: Sequence[str]) -> int:
         leaves = list(_leaves(group))
         if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
             return EXIT_INTERRUPTED
+        # As above: events are printed in the middle of a fetch.
+        if any(map(_is_full_output, leaves)):
+            return _complain_of_output()
+        if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+            _leave_output()
+            return EXIT_BROKEN_PIPE
         foreseen = [leaf for leaf in leaves if isinstance(leaf, errors.DdfsError)]
         if len(foreseen) < len(leaves):
             raise
@@ -151,6 +155,16 @@ def _run_typer(arguments: list[str]) -> int:
         text = error.format_message().rstrip(". ")
         raise errors.InvalidValueError(f"{text}; see: {command} --help") from None
     return code if isinstance(code, int) else 0
+
+
+def _is_full_output(error: BaseException) -> bool:
+    # Without a file name it is standard output: every other place translates its errors.
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+
+
+def _complain_of_output() -> int:
+    _leave_output()
+    return _complain(errors.StorageFullError("standard output: no room for more"), ())
 
 
 def _complain(error: errors.DdfsError, arguments: Sequence[str]) -> int:

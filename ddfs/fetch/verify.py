@@ -202,6 +202,17 @@ async def find_damaged(
     return sorted(damaged)
 
 
+def has_hole(fd: int, size: int) -> bool:
+    """Whether *size* bytes were not all written, or are not all there any more.
+
+    A file system that stores no zeros has holes as well.
+    """
+    try:
+        return os.fstat(fd).st_size < size or os.lseek(fd, 0, os.SEEK_HOLE) < size
+    except OSError:
+        return size > 0
+
+
 def _hash_range(fd: int, wanted: ByteRange, algorithm: HashAlgorithm) -> bytes:
     made: _Hash = algorithm.hasher()
     buffer = memoryview(bytearray(min(_READ_BYTES, len(wanted))))

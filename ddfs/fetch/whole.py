@@ -22,7 +22,7 @@ from ddfs.fetch.events import WholeFileCompared
 from ddfs.fetch.hot import HOT_BYTES, HotPieces, HotRoom
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.target import Target
-from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, hash_range
+from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, has_hole, hash_range
 from ddfs.model import Digest, HashAlgorithm, Manifest
 
 # Comparisons of the whole-file hash; between two of them only suspect ranges are fetched.
@@ -173,6 +173,7 @@ class WholeFile:
         """
         self._earlier = [piece for piece, state in enumerate(self._states) if state == HELD]
         await self._gather()
+        await self._restore_cut()
         try:
             while self.digests and not self._compare():
                 await self._repair()
@@ -273,6 +274,24 @@ class WholeFile:
         if damaged:
             await self._fetching.fetch_again(dict.fromkeys(damaged, frozenset()))
         return bool(damaged)
+
+    async def _restore_cut(self) -> None:
+        """Fetch what this run brought once more where somebody cut the file off since.
+
+        Pieces are hashed in memory as they come: the hashes would still be right.
+        """
+        if not has_hole(self._fd, self._grid.size):
+            return
+        earlier = set(self._earlier)
+        fresh = [piece for piece in range(self._grid.count) if piece not in earlier]
+        # From here on the file counts, and nothing that was in memory.
+        self.hot.close()
+        self._is_stale = True
+        if unknown := [piece for piece in fresh if not self._expected(piece)]:
+            await self._fetching.fetch_again(dict.fromkeys(unknown, frozenset()))
+            await self._fetching.wait_complete()
+        await self._mend(fresh)
+        await self._gather()
 
     def _expected(self, piece: int) -> bytes:
         return self._pieces[piece] if self._pieces is not None else self._inquest.digests[piece]

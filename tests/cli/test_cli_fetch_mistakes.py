@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -93,6 +94,42 @@ def test_a_target_that_is_a_directory_within_the_directory(ddfs: Ddfs, site: str
     done = ddfs("fetch", str(source), "-o", str(tmp_path / "out"))
     assert done.code == errors.EXIT_REQUEST
     assert done.err == f"ddfs: {tmp_path}/out/x.img: is a directory; name a file in it\n"
+
+
+def test_a_target_whose_name_is_too_long(ddfs: Ddfs, site: str, tmp_path: Path):
+    source = document(tmp_path, f"{site}/x.img")
+    done = ddfs("fetch", str(source), "-o", str(tmp_path / ("y" * 300)))
+    assert done.code == errors.EXIT_REQUEST
+    assert done.err.endswith("y: File name too long\n")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "complaint"),
+    [
+        (">/dev/full", errors.EXIT_HOST, b"ddfs: standard output: no room for more\n"),
+        ("| sh -c 'read line'", 141, b""),
+    ],
+)
+def test_events_that_nobody_takes_end_the_fetch(
+    output: str, code: int, complaint: bytes, site: str, tmp_path: Path
+):
+    source = document(tmp_path, f"{site}/x.img", pieces=64 * 1024)
+    command = f"exec {' '.join(map(shlex.quote, PROGRAM))} fetch {source} -o {tmp_path}/y --json"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"({command}) {output}"],
+        capture_output=True,
+        timeout=30,
+        env={**os.environ, "DDFS_CONFIG": str(_settings(tmp_path))},
+    )
+    assert done.stderr == complaint
+    assert done.returncode == code
+
+
+def _settings(directory: Path) -> Path:
+    path = directory / "ddfs.toml"
+    path.write_text(f'state_dir = "{directory}/state"\n')
+    return path
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])

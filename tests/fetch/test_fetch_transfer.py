@@ -17,7 +17,7 @@ import trustme
 from fetch_target import fetch, file_target, manifest_of, random_bytes
 
 from ddfs import errors
-from ddfs.fetch.events import PieceVerified
+from ddfs.fetch.events import MirrorBlamed, PieceVerified
 from ddfs.fetch.transfer import PieceRecord, Transfer
 from ddfs.fetch.transport import Transport
 from ddfs.model import ByteRange, MiB
@@ -240,6 +240,27 @@ async def test_a_full_disk_is_said_to_be_full(tmp_path):
                 transfer = Transfer(manifest, target, transport, observer=lambda event: None)
                 with pytest.raises(errors.StorageFullError, match="room"), trio.fail_after(10):
                     await transfer.run()
+
+
+@pytest.mark.parametrize("piece_length", [MiB, None])
+async def test_what_somebody_cut_off_is_fetched_again(piece_length, tmp_path):
+    """Its hashes were made in memory while it came, and are right."""
+    content = CONTENT[: 6 * MiB]
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(content, rate=6 * MiB) for _ in range(2)]
+        manifest = manifest_of(content, urls, piece_length=piece_length)
+
+        async def cut() -> None:
+            while lab.bytes_sent < 4 * MiB:
+                await trio.sleep(0.01)
+            os.truncate(tmp_path / "partial", 0)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cut)
+            done = await fetch(manifest, tmp_path / "partial")
+        assert done.content == content
+        assert not done.of(MirrorBlamed)
+        assert lab.bytes_sent > 1.2 * len(content)
 
 
 async def test_a_file_that_somebody_cut_off_is_noticed(tmp_path):
