@@ -2,7 +2,8 @@
 
 libvirtd asks through its hook and holds the domain meanwhile, so that ``virsh list`` hangs.
 Therefore the answer comes within a bounded time, for all hooks of the host together (the
-window), and nothing here can call libvirt or wait for somebody who does.
+window), and nothing here can call libvirt. A fetch that ends in a volume of a pool does at its
+end: should libvirtd have no worker left for that, the wait ends with the window all the same.
 """
 
 from __future__ import annotations

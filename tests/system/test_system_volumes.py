@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,6 +108,25 @@ def test_a_killed_daemon_leaves_no_volume_that_nobody_owns(
     assert host.published("large") == device
     host.ddfs("template", "remove", "large", "--purge")
     assert volumes(libvirtd, POOL) == []
+
+
+def test_damage_on_a_device_is_found_and_mended(volume_host: Host, small: Published) -> None:
+    host = volume_host
+    host.ddfs("template", "add", "small", small.source, "--primary", "fast")
+    host.ddfs("prefetch", "small")
+    device = host.published("small")
+    subprocess.run(["blockdev", "--setrw", device], check=True)
+    with device.open("r+b", buffering=0) as file:
+        file.seek(3 * MIB + 12345)
+        file.write(b"damage")
+    damaged = host.ddfs("template", "verify", "small", check=False)
+    assert (damaged.returncode, f"bytes {3 * MIB}-{4 * MIB - 1}" in damaged.stdout) == (4, True)
+    sent = small.bytes_sent()
+    host.ddfs("template", "verify", "small", "--repair")
+    assert small.bytes_sent() - sent < 2 * MIB
+    assert first_bytes(device, small.size) == small.image.read_bytes()
+    with pytest.raises(PermissionError), device.open("r+b", buffering=0) as file:
+        file.write(b"x")
 
 
 def test_a_copy_on_a_second_storage_costs_no_download(
