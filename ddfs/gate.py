@@ -211,9 +211,16 @@ class Gate:
             return Verdict(True)
         stories = ", ".join(self._story(template) for template in absent)
         if failure is not None or any(self._state(t) is SpoolState.FAILED for t in absent):
+            unsigned = [t.exact_name for t in absent if self._is_not_signed(t)]
+            if unsigned:
+                # No start fetches it again.
+                return Verdict(False, f"{stories}; mend that, then: ddfs prefetch {unsigned[0]}")
             return Verdict(False, with_advice(stories))
         advice = f"try again, or run: ddfs start {shlex.quote(domain)}"
         return Verdict(False, f"{stories}; {advice}", tuple(absent))
+
+    def _is_not_signed(self, template: Template) -> bool:
+        return self._templates.holding(template).error_kind == errors.SignatureError.kind()
 
     def _state(self, template: Template) -> SpoolState:
         return self._templates.holding(template).state
@@ -222,10 +229,7 @@ class Gate:
         """How one template stands, in a phrase."""
         holding = self._templates.holding(template)
         if holding.state is SpoolState.FAILED and holding.error is not None:
-            story = f"{template.file_name} cannot be fetched: {holding.error}"
-            if holding.error_kind == errors.SignatureError.kind():
-                story += f" (tried again only with ddfs prefetch {template.exact_name})"
-            return story
+            return f"{template.file_name} cannot be fetched: {holding.error}"
         story = f"{template.file_name} is {progress_percent(holding, template.size)} % here"
         if holding.seconds_left is not None:
             story += f", about {duration(holding.seconds_left)} left"

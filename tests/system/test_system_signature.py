@@ -94,6 +94,10 @@ def test_an_image_is_published_when_its_signature_holds(
     assert not list(host.images.glob("forged*"))
     told = host.template("forged")
     assert (told["state"], told["retry_in"]) == ("error", None)
+    file = {"path": str(host.templates / "forged.qcow2")}
+    answer = host.api_json("POST", "/gate", {"domain": "vm", "files": [file]})
+    assert not answer["allowed"]
+    assert answer["message"].endswith("signed; mend that, then: ddfs prefetch forged@1")
     # Nobody reads it, verified piece or not.
     with pytest.raises(OSError):
         (host.templates / "forged.qcow2").read_bytes()
