@@ -245,6 +245,35 @@ async def test_beyond_the_head_a_probe_is_a_reader(
     assert await mounted.read(info, HEAD - 10, 20) == content(1, HEAD - 10, 20)
 
 
+async def test_what_the_kernel_reads_ahead_of_a_kept_head_is_no_demand(
+    mounted: Mounted, autojump_clock: trio.testing.MockClock
+) -> None:
+    mounted.view.stalled.add(1)
+    kept = Handle(18, is_probe=True, is_impatient=True, is_kept=True).pack()
+    assert await mounted.handlers.read(kept, 0, 32768) == content(1, 0, 32768)
+    await fails(errno.EIO, mounted.handlers.read, kept, 32768, 131072)
+    assert not mounted.view.demands
+    # A single page is what somebody asks for, and libvirt has no time.
+    await fails(errno.EIO, mounted.handlers.read, kept, HEAD, 4096)
+    assert mounted.view.demands == {1: 1}
+    assert trio.current_time() == operations.IMPATIENT_SECONDS
+
+
+async def test_a_bug_in_giving_heads_harms_no_listing(
+    mounted: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_row: int) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(mounted.view, "head_to_keep", fail)
+    monkeypatch.setattr(operations.pyfuse3, "readdir_reply", lambda *_: True)
+    mounted.requester = Requester.LIBVIRT
+    directory = await mounted.handlers.opendir(inodes.TEMPLATES, CTX)  # type: ignore[arg-type]
+    await mounted.handlers.readdir(directory, 0, None)
+    await trio.testing.wait_all_tasks_blocked()
+    assert mounted.handlers.crashes == {"keep_heads": 1}
+
+
 async def test_a_small_file_is_all_head(mounted: Mounted) -> None:
     mounted.view.put(Entry(2, "b.img", 100, MTIME_NS, None))
     mounted.view.stalled.add(2)
