@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddfs import errors
-from ddfs.fetch.transport import Transport
 from ddfs.model import Digest, HashAlgorithm, KiB, Manifest, MiB
 from ddfs.spool import seed as seed_module
-from ddfs.spool.download import download
 from ddfs.spool.partial import PartialFile
 from ddfs.spool.seed import check_seed, plant
 from tests.mirrorlab.mirrorlab import MirrorLab
+from tests.spool.test_spool_regain import fetched
 from tests.spool.test_spool_spool import manifest_of, world
 
 CONTENT = random.Random(3).randbytes(4 * MiB + 777)
@@ -37,20 +36,6 @@ def partial_of(manifest: Manifest, directory: Path) -> Iterator[PartialFile]:
         yield partial
     finally:
         partial.close()
-
-
-async def fetched(manifest: Manifest, target: Path, seeds: Sequence[Path]) -> bytes:
-    async with Transport() as transport:
-        with trio.fail_after(30):
-            await download(
-                manifest,
-                target,
-                transport=transport,
-                observer=lambda _: None,
-                started=lambda _: None,
-                seeds=seeds,
-            )
-    return target.read_bytes()
 
 
 def seed_file(path: Path, data: bytes) -> Path:
