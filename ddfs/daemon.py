@@ -121,7 +121,7 @@ async def _serve_on(
     signals: AsyncIterator[int],
 ) -> None:
     """Wire everything; see the module on the order. The first of *storages* is the default."""
-    storage, *others = storages
+    storage = storages[0]
     ledger_limiter = trio.CapacityLimiter(1)
     libvirt = Libvirt(settings.libvirt.uri)
     keeper = PoolKeeper(libvirt, settings.templates_dir)
@@ -130,26 +130,9 @@ async def _serve_on(
     records = Records(catalogue.keeping, ledger_limiter)
     await records.load()
     async with _transport(settings) as transport, trio.open_nursery() as fetching:
-        surroundings = _surroundings(
-            settings,
-            storage,
-            catalogue,
-            heads,
-            transport,
-            ledger_limiter,
-            lambda *wanted: collector.make_room(*wanted),
-        )
-        spool = Spool(
-            surroundings,
-            on_change=changes.content_changed,
-            on_use=records.note_use,
-            others=others,
-        )
-        # A source there would wait for itself, or be what a fetch is writing.
-        transport.elsewhere.forbidden = (
-            settings.mountpoint,
-            *(each.partial_dir for each in storages),
-        )
+        common = settings, storage, catalogue, heads, transport, ledger_limiter
+        surroundings = _surroundings(*common, lambda *wanted: collector.make_room(*wanted))
+        spool = _spool(settings, storages, surroundings, transport, changes, records)
         await fetching.start(spool.run)
         templates, versions = _templates(
             settings, catalogue, spool, heads, transport, changes, ledger_limiter
@@ -165,21 +148,16 @@ async def _serve_on(
         shown = ShownTemplates(templates, lambda: figures_of(storages), spool.note_followed)
         pool = TemplatePool(shown, settings.mountpoint)
         later = LaterStarts(templates, domains.start)
-        gate = Gate(templates, settings.templates_dir, settings.gate.wait, unseal)
         deployments = _deployments(settings, templates, libvirt, domains, keeper, storage)
-        host = Host(
-            templates,
-            gate,
-            keeper,
-            domains,
-            _domain_actions(settings, templates, gate, libvirt, domains),
-            HostFigures(*mount, storages),
+        host = _host(
+            settings,
+            storages,
+            (libvirt, keeper, domains),
+            (templates, versions, pool),
             HostLimits(transport, spool.queue, Limits.of(settings)),
-            HostMetrics(templates, pool, storages, versions.state).text,
             HostKeeping(templates, collector, records, stocktaking, sharing),
             HostDeployments(deployments, templates),
-            later.add if settings.gate.then == "start" else None,
-            versions.state,
+            later,
         )
         verifications = Verifications(templates, catalogue.families, surroundings)
         versioning = Versioning(templates, versions, host.status_of, host.remove_one)
@@ -193,6 +171,55 @@ async def _serve_on(
         beside = keeper.run, records.run, stocktaking.at_start, versions.run, deployments.run
         await _serve_mounted(pool, before, (*beside, *voting), told, signals)
         fetching.cancel_scope.cancel()
+
+
+def _spool(
+    settings: Settings,
+    storages: Sequence[DirectoryStorage],
+    surroundings: Surroundings,
+    transport: Transport,
+    changes: Changes,
+    records: Records,
+) -> Spool:
+    # A source there would wait for itself, or be what a fetch is writing.
+    partial = (storage.partial_dir for storage in storages)
+    transport.elsewhere.forbidden = (settings.mountpoint, *partial)
+    return Spool(
+        surroundings,
+        on_change=changes.content_changed,
+        on_use=records.note_use,
+        others=storages[1:],
+    )
+
+
+def _host(
+    settings: Settings,
+    storages: Sequence[DirectoryStorage],
+    virt: tuple[Libvirt, PoolKeeper, Domains],
+    shown: tuple[Templates, Versions, TemplatePool],
+    limits: HostLimits,
+    keeping: HostKeeping,
+    deploying: HostDeployments,
+    later: LaterStarts,
+) -> Host:
+    """What the API answers with."""
+    libvirt, keeper, domains = virt
+    templates, versions, pool = shown
+    gate = Gate(templates, settings.templates_dir, settings.gate.wait, unseal)
+    return Host(
+        templates,
+        gate,
+        keeper,
+        domains,
+        _domain_actions(settings, templates, gate, libvirt, domains),
+        HostFigures(settings.mountpoint, settings.templates_dir, storages),
+        limits,
+        HostMetrics(templates, pool, storages, versions.state).text,
+        keeping,
+        deploying,
+        later.add if settings.gate.then == "start" else None,
+        versions.state,
+    )
 
 
 async def _sharing(
