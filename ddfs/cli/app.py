@@ -140,7 +140,8 @@ def fetch(
 def doctor(
     context: typer.Context,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Mend what disk and catalogue disagree about.")
+        bool,
+        typer.Option("--fix", help="Mend what disk and catalogue disagree about; define the pool."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -24,6 +24,7 @@ from ddfs import config, errors
 from ddfs.cli import doctor_host, output
 from ddfs.cli.session import Session
 from ddfs.cli.text import format_size, one_line
+from ddfs.control.messages import PoolStatus
 from ddfs.fetch import certificates
 from ddfs.model import GiB
 
@@ -60,7 +61,7 @@ class Finding:
 
 def doctor(session: Session, as_json: bool, fix: bool = False) -> None:
     """Prints the findings; exits with the code of a host's fault if one is a failure."""
-    findings = [*examine(session), *host_findings(session), *order_findings(session, fix)]
+    findings = [*examine(session, fix), *host_findings(session), *order_findings(session, fix)]
     if as_json:
         output.print_json(findings)
     else:
@@ -70,7 +71,7 @@ def doctor(session: Session, as_json: bool, fix: bool = False) -> None:
         raise typer.Exit(errors.EXIT_HOST)
 
 
-def examine(session: Session) -> Iterator[Finding]:
+def examine(session: Session, fix: bool = False) -> Iterator[Finding]:
     """All findings for this host. Settings that cannot be read are the only one then."""
     try:
         settings = session.settings
@@ -91,7 +92,9 @@ def examine(session: Session) -> Iterator[Finding]:
             yield primary_pool(name, settings, _virsh)
         else:
             yield primary_storage(name, primary.path)
-    yield pool(settings, _virsh)
+    there = pool(settings, _virsh)
+    is_mended = fix and there.level != OK
+    yield defined_pool(there, lambda: session.client.define_pool(None)) if is_mended else there
     yield from authorities(certificates.directory_of(settings.state_dir), time.time())
 
 
@@ -392,6 +395,15 @@ def pool(settings: config.Settings, virsh: Callable[[str, list[str]], str | None
             return Finding("pool", OK, f"{name} is active on {settings.templates_dir}")
     text = f"no active pool on {settings.templates_dir}: define it with: ddfs pool define"
     return Finding("pool", WARN, text)
+
+
+def defined_pool(finding: Finding, define: Callable[[], PoolStatus]) -> Finding:
+    """What is to be said once the daemon was asked to define and start the missing pool."""
+    try:
+        made = define()
+    except errors.DdfsError as error:
+        return Finding(finding.check, finding.level, f"{finding.text}; tried that: {error}")
+    return Finding(finding.check, OK, f"{made.name} was not active on {made.path}, and is now")
 
 
 def _virsh(uri: str, arguments: list[str]) -> str | None:

@@ -11,6 +11,7 @@ import pytest
 from ddfs import errors
 from ddfs.cli import doctor
 from ddfs.config import PrimarySettings, Settings
+from ddfs.control.messages import PoolStatus
 from tests.cli.conftest import Ddfs
 from tests.control.fake import RunningDaemon
 
@@ -154,6 +155,21 @@ def test_pool() -> None:
     assert doctor.pool(settings, lambda *_: None).level == doctor.WARN
     none = doctor.pool(settings, lambda *_: "")
     assert (none.level, none.text.endswith("ddfs pool define")) == (doctor.WARN, True)
+
+
+def test_a_missing_pool_is_defined() -> None:
+    missing = doctor.pool(Settings(), lambda *_: "")
+    made = PoolStatus("ddfs", "/srv/ddfs/templates", active=True, volumes=0)
+    found = doctor.defined_pool(missing, lambda: made)
+    assert (found.check, found.level) == ("pool", doctor.OK)
+    assert found.text == "ddfs was not active on /srv/ddfs/templates, and is now"
+
+    def fail() -> PoolStatus:
+        raise errors.DaemonDownError("the daemon is down")
+
+    found = doctor.defined_pool(missing, fail)
+    assert (found.check, found.level) == ("pool", doctor.WARN)
+    assert found.text == f"{missing.text}; tried that: the daemon is down"
 
 
 def asked_names(asked: list[list[str]]) -> list[str]:
