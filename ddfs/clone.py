@@ -8,6 +8,7 @@ needs, and it stays right when the published file is fetched again.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -18,12 +19,14 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from ddfs import errors
-from ddfs.image import chain, disk, domain
+from ddfs.image import chain, disk, domain, rbd
 from ddfs.image.openers import processes_with_open
-from ddfs.model import MAX_SIZE, ImageFormat, PublishedFile, Template
+from ddfs.model import MAX_SIZE, ImageFormat, PublishedFile, RbdPool, Template
 from ddfs.templates import Templates
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 DEFAULT_POOL: Final = "default"
 
@@ -34,6 +37,9 @@ _MAX_NAME_BYTES: Final = 255
 _GROWING: Final = (ImageFormat.QCOW2, ImageFormat.RAW)
 
 _SECTOR: Final = 512
+
+# Half an image is deleted behind a copy that failed; a Ceph that hangs keeps nobody longer.
+_UNDO_SECONDS: Final = 60.0
 
 # Copies of whole images, and a look at every domain's chains.
 _limiter = trio.CapacityLimiter(2)
@@ -50,6 +56,19 @@ class Pools(Protocol):
 
     async def refresh(self, pool: str) -> None:
         """Let libvirt see what is new."""
+
+
+class RbdPools(Protocol):
+    """libvirt's pools of type rbd. All block, and raise :class:`errors.LibvirtError`."""
+
+    def find(self, pool: str) -> RbdPool | None:
+        """Where the images of an active pool are; None for a pool of another type."""
+
+    def create(self, pool: str, image: str, size: int) -> None:
+        """Make an empty image; :class:`errors.NameTakenError`."""
+
+    def delete(self, pool: str, image: str) -> None:
+        """Delete an image, if it is there."""
 
 
 class Domains(Protocol):
@@ -81,7 +100,10 @@ class CloneOrder:
 
 @dataclass(frozen=True, slots=True)
 class Clone:
-    """What was made; ``how`` is ``overlay``, ``reflink`` or ``copy``."""
+    """What was made; ``how`` is ``overlay``, ``reflink`` or ``copy``.
+
+    In an rbd pool ``path`` is that of an image, ``POOL/IMAGE``, as QEMU and libvirt write it.
+    """
 
     path: Path
     format: ImageFormat
@@ -94,13 +116,19 @@ class Clones:
     """Makes disks from the templates of this host."""
 
     def __init__(
-        self, templates: Templates, templates_dir: Path, pools: Pools, domains: Domains
+        self,
+        templates: Templates,
+        templates_dir: Path,
+        pools: Pools,
+        domains: Domains,
+        rbd_pools: RbdPools,
     ) -> None:
         self._templates = templates
         self._directory = templates_dir
         self._mount = str(templates_dir.parent)
         self._pools = pools
         self._domains = domains
+        self._rbd = rbd_pools
 
     async def make(self, order: CloneOrder) -> Clone:
         """Make a disk; it is complete, and libvirt knows it, when this returns.
@@ -112,6 +140,9 @@ class Clones:
         """
         template = self._templates.newest(order.template)
         _validate_volume(order.volume)
+        rbd_pool = await _run(self._rbd.find, order.pool)
+        if rbd_pool is not None:
+            return await self._make_image(template, order, rbd_pool)
         directory = await self._pools.directory(order.pool)
         path = directory / order.volume
         if chain.Mountpoint(self._mount).holds(str(directory)):
@@ -159,11 +190,7 @@ class Clones:
             wanted = max(least, min(old or 0, MAX_SIZE))
         else:
             wanted = order.size
-        if not least <= wanted <= MAX_SIZE:
-            raise errors.InvalidValueError(
-                f"a disk of {wanted} bytes cannot be made from {template.file_name}, which has "
-                f"{least}"
-            )
+        _refuse_size(template, wanted, least)
         if wanted == least and order.full:
             return wanted
         if order.full and template.format not in _GROWING:
@@ -172,6 +199,56 @@ class Clones:
                 "make an overlay, or leave the size out"
             )
         return -(-wanted // _SECTOR) * _SECTOR
+
+    async def _make_image(self, template: Template, order: CloneOrder, pool: RbdPool) -> Clone:
+        """A raw image in Ceph: no overlay there could have a file of this host under it.
+
+        libvirt makes the image, so that nobody else's is ever written to.
+        """
+        if not order.full:
+            raise errors.InvalidValueError(
+                f"pool {order.pool} is of type rbd, where no disk can stand on a file of this "
+                "host; add --full for a copy"
+            )
+        if order.replace or "@" in order.volume:
+            what = "a name with @" if "@" in order.volume else "--replace"
+            raise errors.InvalidValueError(
+                f"{what} cannot be used in pool {order.pool}, which is of type rbd; choose another "
+                "name for the volume"
+            )
+        source, least = await self._source(template, order)
+        if source is None:
+            raise RuntimeError("a full copy has a source")
+        wanted = least if order.size is None else order.size
+        _refuse_size(template, wanted, least)
+        size = -(-wanted // _SECTOR) * _SECTOR
+        await _run(self._rbd.create, order.pool, order.volume, size)
+        try:
+            check = trio.from_thread.check_cancelled
+            await _run(rbd.copy, source, template.format, pool, order.volume, check)
+        except BaseException:
+            await self._delete_image(order)
+            raise
+        await self._pools.refresh(order.pool)
+        return Clone(Path(pool.name, order.volume), ImageFormat.RAW, size, "copy", False)
+
+    async def _delete_image(self, order: CloneOrder) -> None:
+        """What failed first is what is to be told: this only logs."""
+        where = f"the volume {order.volume} in pool {order.pool} is half made and stays"
+        with trio.move_on_after(_UNDO_SECONDS) as scope:
+            scope.shield = True
+            try:
+                await trio.to_thread.run_sync(
+                    self._rbd.delete,
+                    order.pool,
+                    order.volume,
+                    limiter=_limiter,
+                    abandon_on_cancel=True,
+                )
+            except errors.LibvirtError as error:
+                log.error("%s: %s; delete it with virsh vol-delete", where, error)
+        if scope.cancelled_caught:
+            log.error("%s: libvirt did not delete it in %.0f s", where, _UNDO_SECONDS)
 
     async def _refuse_users(self, path: Path) -> None:
         users = await self._users_of(path)
@@ -236,6 +313,13 @@ def _stated_size(template: Template) -> int | None:
     if template.format.qemu_name == "raw":
         return template.size if template.size_is_known else None
     return template.virtual_size
+
+
+def _refuse_size(template: Template, wanted: int, least: int) -> None:
+    if not least <= wanted <= MAX_SIZE:
+        raise errors.InvalidValueError(
+            f"a disk of {wanted} bytes cannot be made from {template.file_name}, which has {least}"
+        )
 
 
 def _validate_volume(name: str) -> None:

@@ -68,6 +68,7 @@ from ddfs.virt.domains import Domains
 from ddfs.virt.inventory import HostInventory
 from ddfs.virt.machines import Machines
 from ddfs.virt.pools import PoolKeeper
+from ddfs.virt.rbd import RbdPools
 from ddfs.virt.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -273,7 +274,7 @@ def _deployments(
     volumes = Volumes(libvirt)
     return Deployments(
         templates,
-        Clones(templates, settings.templates_dir, volumes, domains),
+        Clones(templates, settings.templates_dir, volumes, domains, RbdPools(settings.libvirt.uri)),
         volumes,
         _Hypervisor(Machines(libvirt)),
         settings.state_dir / "deploying",
@@ -319,7 +320,8 @@ def _domain_actions(
     settings: Settings, templates: Templates, gate: Gate, libvirt: Libvirt, domains: Domains
 ) -> DomainActions:
     directory = settings.templates_dir
-    clones = Clones(templates, directory, Volumes(libvirt), domains)
+    rbd_pools = RbdPools(settings.libvirt.uri)
+    clones = Clones(templates, directory, Volumes(libvirt), domains, rbd_pools)
     return DomainActions(
         templates, gate, domains, Devices(libvirt), Autostart(libvirt), clones, str(directory)
     )

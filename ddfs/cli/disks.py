@@ -84,7 +84,8 @@ def clone(
 
     An overlay needs no byte of the template now; whoever starts a domain on it fetches it.
     With --replace a domain is reinstalled: its disk, which keeps its size unless --size is
-    given, is made anew. That is refused while anything runs on it.
+    given, is made anew. That is refused while anything runs on it. A pool of type rbd takes
+    copies only.
     """
     session = session_of(context)
     template = session.template_name(name)

@@ -18,6 +18,7 @@ from typing import Final, Self
 from ddfs import errors
 from ddfs.model.hashes import Digest as Digest
 from ddfs.model.hashes import HashAlgorithm as HashAlgorithm
+from ddfs.model.rbd import RbdPool as RbdPool
 from ddfs.names import split_version, validate_template_name
 
 KiB: Final = 1024

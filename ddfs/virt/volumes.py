@@ -70,9 +70,11 @@ def _directory(pool: libvirt.virStoragePool) -> Path:
     description = fromstring(pool.XMLDesc(0))
     kind, target = description.get("type", ""), description.findtext("target/path")
     if kind not in FILE_POOLS or not target:
+        how = f"virsh vol-create-from {pool.name()} XML TEMPLATE --inputpool with the template pool"
+        if kind == "rbd":
+            how = f"ddfs clone TEMPLATE VOLUME --pool {pool.name()} --full"
         raise errors.InvalidValueError(
-            f"pool {pool.name()} is of type {kind}, whose volumes are no files; use "
-            f"virsh vol-create-from {pool.name()} XML TEMPLATE --inputpool with the template pool"
+            f"pool {pool.name()} is of type {kind}, whose volumes are no files; use {how}"
         )
     if not pool.isActive():
         raise errors.LibvirtError(

@@ -1,0 +1,178 @@
+"""Disks in rbd pools: copies alone, and nothing is left of one that failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from ddfs import errors
+from ddfs.clone import CloneOrder, Clones
+from ddfs.model import ImageFormat, PublishedFile, RbdPool
+
+SIZE = 1_000_000
+ROUNDED = 1_000_448
+
+
+class OneTemplate:
+    """A raw template that is here."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.is_here = True
+
+    def newest(self, name: str) -> Any:
+        return SimpleNamespace(
+            name=name,
+            file_name=f"{name}.img",
+            format=ImageFormat.RAW,
+            head_is_verified=True,
+            size_is_known=True,
+            size=SIZE,
+            virtual_size=SIZE,
+        )
+
+    async def confirm_published(self, template: Any) -> bool:
+        return self.is_here
+
+    def published(self, template: Any) -> PublishedFile:
+        return PublishedFile(str(self._path), 1, 2, SIZE, 3)
+
+
+class FilePools:
+    """None; all are rbd's."""
+
+    async def directory(self, pool: str) -> Path:
+        raise errors.LibvirtError(f"no storage pool called {pool!r}")
+
+    async def capacity(self, pool: str, volume: str) -> int | None:
+        raise errors.LibvirtError(f"no storage pool called {pool!r}")
+
+    async def refresh(self, pool: str) -> None:
+        return
+
+
+class NoDomains:
+    """None."""
+
+    async def all_xml(self) -> Mapping[str, bytes]:
+        return {}
+
+    async def saved(self) -> set[str]:
+        return set()
+
+
+class OnePool:
+    """The pool ``ceph``; its images by name, and their sizes."""
+
+    def __init__(self) -> None:
+        self.images = {"old": 512}
+
+    def find(self, pool: str) -> RbdPool | None:
+        return RbdPool("vms", ("h",)) if pool == "ceph" else None
+
+    def create(self, pool: str, image: str, size: int) -> None:
+        if image in self.images:
+            raise errors.NameTakenError(f"pool {pool} has a volume {image} already")
+        self.images[image] = size
+
+    def delete(self, pool: str, image: str) -> None:
+        self.images.pop(image, None)
+
+
+class Lab:
+    """One host, whose qemu-img is a script."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.templates = OneTemplate(directory / "t.img")
+        self.pool = OnePool()
+        templates: Any = self.templates
+        self.clones = Clones(
+            templates, directory / "mnt/templates", FilePools(), NoDomains(), self.pool
+        )
+
+    def qemu_img(self, script: str) -> None:
+        path = self.directory / "qemu-img"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    made = Lab(tmp_path)
+    made.qemu_img('echo "$*" > "$0.words"')
+    return made
+
+
+async def test_a_copy_in_ceph_is_raw_and_of_whole_sectors(lab: Lab) -> None:
+    made = await lab.clones.make(CloneOrder("t", "vm1", "ceph", full=True))
+    assert (str(made.path), made.format, made.how) == ("vms/vm1", ImageFormat.RAW, "copy")
+    assert made.capacity == lab.pool.images["vm1"] == ROUNDED
+    assert "file.image=vm1" in (lab.directory / "qemu-img.words").read_text()
+    await lab.clones.make(CloneOrder("t", "vm2", "ceph", size=10 * SIZE, full=True))
+    assert lab.pool.images["vm2"] == -(-10 * SIZE // 512) * 512
+
+
+@pytest.mark.parametrize(
+    ("order", "text"),
+    [
+        (CloneOrder("t", "new", "ceph"), "add --full"),
+        (CloneOrder("t", "old", "ceph", full=True, replace=True), "--replace cannot be used"),
+        (CloneOrder("t", "a@b", "ceph", full=True), "a name with @"),
+        (CloneOrder("t", "a/b", "ceph", full=True), "cannot be a volume's name"),
+        (CloneOrder("t", "new", "ceph", size=SIZE - 1, full=True), f"which has {SIZE}"),
+        (CloneOrder("t", "old", "ceph", full=True), "has a volume old already"),
+        (CloneOrder("t", "new", "other", full=True), "no storage pool called 'other'"),
+    ],
+)
+async def test_what_is_refused_makes_no_image(lab: Lab, order: CloneOrder, text: str) -> None:
+    with pytest.raises(errors.DdfsError, match=text):
+        await lab.clones.make(order)
+    assert lab.pool.images == {"old": 512}
+    assert not (lab.directory / "qemu-img.words").exists()
+
+
+async def test_a_template_that_is_not_here_is_fetched_first(lab: Lab) -> None:
+    lab.templates.is_here = False
+    with pytest.raises(errors.NotHereYetError, match="ddfs prefetch t"):
+        await lab.clones.make(CloneOrder("t", "vm1", "ceph", full=True))
+    assert lab.pool.images == {"old": 512}
+
+
+async def test_nothing_is_left_of_a_copy_that_fails(lab: Lab) -> None:
+    lab.qemu_img("echo No space left on device >&2; exit 1")
+    with pytest.raises(errors.StorageFullError, match=r"^vms/vm1: "):
+        await lab.clones.make(CloneOrder("t", "vm1", "ceph", full=True))
+    assert lab.pool.images == {"old": 512}
+
+
+async def test_nothing_is_left_of_a_copy_that_is_cancelled(lab: Lab) -> None:
+    lab.qemu_img('touch "$0.runs"; exec sleep 600')
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lab.clones.make, CloneOrder("t", "vm1", "ceph", full=True))
+        with trio.fail_after(60):
+            while not (lab.directory / "qemu-img.runs").exists():
+                await trio.sleep(0.01)
+        assert lab.pool.images["vm1"] == ROUNDED
+        nursery.cancel_scope.cancel()
+    assert lab.pool.images == {"old": 512}
+
+
+async def test_an_image_that_cannot_be_deleted_is_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def delete(pool: str, image: str) -> None:
+        raise errors.LibvirtError("no answer from its monitors")
+
+    lab.qemu_img("exit 1")
+    monkeypatch.setattr(lab.pool, "delete", delete)
+    with pytest.raises(errors.StorageError, match="qemu-img convert"):
+        await lab.clones.make(CloneOrder("t", "vm1", "ceph", full=True))
+    assert "vm1 in pool ceph is half made and stays: no answer" in caplog.text
