@@ -293,6 +293,15 @@ class _Hypervisor:
         self.start = machines.start
         self.remove = machines.remove
 
+    async def network_problem(self, order: DeployOrder) -> str | None:
+        name = order.network
+        if name is None and order.document is None:
+            name = domain_document.DEFAULT_NETWORK
+        # Those in a document of the operator's own are libvirt's to judge.
+        if name is None or name == domain_document.NO_NETWORK:
+            return None
+        return await self._machines.network_problem(name)
+
     async def define(self, order: DeployOrder, made: Deployed, facts: Facts) -> None:
         machine = domain_document.Machine(
             made.name,

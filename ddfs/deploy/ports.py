@@ -34,6 +34,9 @@ class Hypervisor(Protocol):
     async def has_domain(self, name: str) -> bool:
         """Whether the name is taken."""
 
+    async def network_problem(self, order: DeployOrder) -> str | None:
+        """Why the domain could not start on its network; None if it could, or has none."""
+
     async def define(self, order: DeployOrder, made: Deployed, facts: Facts) -> None:
         """Define it; :class:`errors.InvalidValueError` for a document that is none."""
 

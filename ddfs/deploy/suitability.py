@@ -95,6 +95,10 @@ class Judge:
             )
         if await self._hypervisor.has_domain(order.name):
             found.append(f"a domain called {order.name} is there already")
+        # libvirt looks for it when the domain starts, which is after the download.
+        problem = await self._hypervisor.network_problem(order)
+        if problem is not None:
+            found.append(problem)
         return found
 
     def _missing_room(self, template: Template) -> int:

@@ -45,6 +45,18 @@ class Machines:
             raise
         return True
 
+    async def network_problem(self, name: str) -> str | None:
+        """Why no domain starts on the network *name* now; None if one may."""
+        try:
+            active = await self._libvirt.call(
+                lambda c: bool(c.networkLookupByName(name).isActive())
+            )
+        except errors.LibvirtError as error:
+            if error.code == libvirt.VIR_ERR_NO_NETWORK:
+                return f"no network is called {name!r}; --network chooses one, or none"
+            raise
+        return None if active else f"the network {name} is not active; virsh net-start {name}"
+
     async def define(self, machine: Machine, document: str | None) -> None:
         """Define *machine*, from the operator's *document* or one of our own."""
         xml = filled_document(document, machine) if document else own_document(machine)

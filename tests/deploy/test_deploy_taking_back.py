@@ -47,6 +47,9 @@ class Host:
     async def has_domain(self, name: str) -> bool:
         return name in self.defined.values()
 
+    async def network_problem(self, order: DeployOrder) -> None:
+        return None
+
     async def define(self, order: DeployOrder, made: Any, facts: None) -> None:
         self.defined[made.uuid] = made.name
 

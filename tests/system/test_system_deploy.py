@@ -225,7 +225,7 @@ def test_a_document_that_one_host_cannot_define(
 def test_what_no_host_has(nodes: list[Node], settings: Path, template: str, tmp_path: Path) -> None:
     too_much = deploy(settings, template, "--memory", "900T")
     assert too_much.returncode != 0
-    done = deploy(settings, template, "--arch", "s390x", "--memory", "1T")
+    done = deploy(settings, template, "--arch", "s390x", "--memory", "1T", "--network", "nonet")
     assert done.returncode == 4
     for node in nodes:
         assert f"{node.name}: the host is of architecture x86_64, not s390x" in done.stderr
@@ -233,6 +233,7 @@ def test_what_no_host_has(nodes: list[Node], settings: Path, template: str, tmp_
     last = done.stderr.strip().splitlines()[-1]
     assert all(f"{node.name}: " in last for node in nodes), "every host's reason"
     assert "MiB of memory are free" in done.stderr
+    assert last.count("no network is called 'nonet'") == len(nodes)
     for text, says in (("<domain>", "no element found"), ("<a/>", "not a <domain>")):
         (tmp_path / "bad.xml").write_text(text)
         bad = deploy(settings, template, "--xml", str(tmp_path / "bad.xml"))
