@@ -47,6 +47,9 @@ _LIBRARIES: Final = (
     "gpgv",
 )
 
+# A host that installs from a checkout may do without; a package is for all.
+_NATIVE: Final = "usr/lib/ddfs/ddfs/fetch/_twofold.so"
+
 _POSTINST: Final = """\
 #!/bin/sh
 set -e
@@ -117,6 +120,8 @@ def build(output: Path) -> Path:
         tree = Path(directory) / "tree"
         tree.mkdir(mode=0o755)
         layout.lay_out(tree, PREFIX)
+        if not list(tree.glob(_NATIVE)):
+            raise SystemExit("contrib/package: ddfs/fetch/twofold.c is not compiled; install gcc")
         # Where dpkg knows them as the operator's: systemd and sysusers find both.
         control = tree / "DEBIAN"
         control.mkdir()

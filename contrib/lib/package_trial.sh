@@ -12,6 +12,9 @@ until_true() {
     fail "$1"
 }
 
+# Else the end of the system waits for minutes for guests that hear no power button.
+trap 'for domain in $(virsh -q list --name); do virsh -q destroy "$domain"; done' EXIT
+
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends ./ddfs.deb libvirt-daemon-system libvirt-clients \
     qemu-system-x86 > apt.log 2>&1 || { tail -20 apt.log; exit 1; }
