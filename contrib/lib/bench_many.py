@@ -6,10 +6,12 @@ import argparse
 import hashlib
 import os
 import sqlite3
+import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -31,6 +33,7 @@ ADDED: Final = 100
 MIRRORS: Final = 4
 PIECES: Final = 256
 HEAD_BYTES: Final = 64 * 1024
+RUNS: Final = 3
 
 READY_SECONDS: Final = 3.0
 RESIDENT_MIB: Final = 180
@@ -59,7 +62,10 @@ def run(directory: Path, arguments: Sequence[str]) -> bool:
                 Libvirtd(directory) as libvirtd,
                 site(directory / "site", [None]) as shop,
             ):
-                reached.append(_volumes(host, libvirtd, lambda: register_many(host, shop, ADDED)))
+                plain = _plain(directory / "plain", wanted.count)
+                reached.append(
+                    _volumes(host, libvirtd, plain, lambda: register_many(host, shop, ADDED))
+                )
                 reached.append(_resident(host, "resident after that"))
     return all(reached)
 
@@ -149,31 +155,78 @@ def _ls(host: Host) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
-def _volumes(host: Host, libvirtd: Libvirtd, add: Callable[[], None]) -> bool:
+def _volumes(host: Host, libvirtd: Libvirtd, plain: Path, add: Callable[[], None]) -> bool:
+    """libvirt's pool on the mount beside one of as many files on a local disk."""
     host.ddfs("pool", "define", "--name", "templates")
-    refresh = _seconds(lambda: libvirtd.virsh("pool-refresh", "templates"))
-    again = _seconds(lambda: libvirtd.virsh("vol-list", "templates"))
-    print(f"pool-refresh {refresh:.2f} s, vol-list with nothing going on {again:.2f} s", flush=True)
-    slowest, ended = [0.0], threading.Event()
+    libvirtd.virsh("pool-define-as", "plain", "dir", "--target", plain)
+    libvirtd.virsh("pool-start", "plain")
+    ours, peers = _Pool(libvirtd, "templates"), _Pool(libvirtd, "plain")
+    looks = [(ours.refresh(), peers.refresh(), ours.list(), peers.list()) for _ in range(RUNS)]
+    medians = [statistics.median(figures) for figures in zip(*looks, strict=True)]
 
-    def look() -> None:
-        while not ended.is_set():
-            slowest[0] = max(slowest[0], _seconds(lambda: libvirtd.virsh("vol-list", "templates")))
-
-    other = threading.Thread(target=look)
-    other.start()
-    try:
-        adding = _seconds(add)
-        meanwhile = slowest[0]
-        time.sleep(AFTER_SECONDS)
-    finally:
-        ended.set()
-        other.join()
-    print(f"adding {ADDED} took {adding:.1f} s")
+    adding, alone, ours_all = ours.slowest_list(add, AFTER_SECONDS)
+    print(f"adding {ADDED} took {adding:.1f} s", flush=True)
+    # Nobody refreshes a plain pool by himself: one asked for by hand, as ddfs asks for one.
+    *_, peers_all = peers.slowest_list(peers.refresh, 0)
+    _beside("pool-refresh", medians[0], medians[1])
+    _beside("vol-list with nothing going on", medians[2], medians[3])
+    _beside("slowest vol-list that meets a refresh", ours_all, peers_all)
     names = "slowest vol-list while 100 are added", "slowest vol-list in the refresh after that"
-    figures = meanwhile, slowest[0]
+    figures = alone, ours_all
     reached = [_line(*line, VOLUMES_SECONDS, "s") for line in zip(names, figures, strict=True)]
     return all(reached)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """A pool of libvirt as a client sees it; all figures in seconds."""
+
+    libvirtd: Libvirtd
+    name: str
+
+    def refresh(self) -> float:
+        return _seconds(lambda: self.libvirtd.virsh("pool-refresh", self.name))
+
+    def list(self) -> float:
+        return _seconds(lambda: self.libvirtd.virsh("vol-list", self.name))
+
+    def slowest_list(
+        self, action: Callable[[], object], after: float
+    ) -> tuple[float, float, float]:
+        """How long *action* took beside another client that lists on and on; the slowest list
+        that ended before it did, and the slowest until *after* seconds later.
+        """
+        took, ended = [0.0], threading.Event()
+
+        def look() -> None:
+            while not ended.is_set():
+                took.append(self.list())
+
+        other = threading.Thread(target=look)
+        other.start()
+        try:
+            seconds = _seconds(action)
+            meanwhile = max(took)
+            time.sleep(after)
+        finally:
+            ended.set()
+            other.join()
+        return seconds, meanwhile, max(took)
+
+
+def _plain(directory: Path, count: int) -> Path:
+    """*count* small images as a host without ddfs has them, of as many bytes as libvirt reads
+    of a template: a header and nothing else.
+    """
+    directory.mkdir()
+    one = directory / "p00000.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", one, "1M"]
+    subprocess.run(command, check=True)
+    os.truncate(one, max(one.stat().st_size, HEAD_BYTES))
+    image = one.read_bytes()
+    for number in range(1, count):
+        (directory / f"p{number:05}.qcow2").write_bytes(image)
+    return directory
 
 
 def _resident(host: Host, what: str) -> bool:
@@ -181,6 +234,11 @@ def _resident(host: Host, what: str) -> bool:
     text = Path(f"/proc/{host.daemon.pid}/statm").read_text()
     mib = int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / MiB
     return _line(what, mib, RESIDENT_MIB, "MiB")
+
+
+def _beside(what: str, ours: float, plain: float) -> None:
+    ratio = f"{ours / plain:.1f} times"
+    print(f"{what:46} {ours:8.2f} s    plain dir pool {plain:.2f} s, {ratio}", flush=True)
 
 
 def _line(what: str, figure: float, bar: float, unit: str) -> bool:
