@@ -15,10 +15,17 @@ def processes_with_open(paths: Collection[str]) -> set[str]:
         if not name.isdigit() or int(name) == me:
             continue
         try:
-            with os.scandir(f"/proc/{name}/fd") as descriptors:
-                if any(os.readlink(descriptor.path) in paths for descriptor in descriptors):
-                    command = Path("/proc", name, "comm").read_text().strip()
-                    found.add(f"process {name} ({command})")
+            descriptors = os.listdir(f"/proc/{name}/fd")
+            if any(_file_of(f"/proc/{name}/fd/{each}") in paths for each in descriptors):
+                command = Path("/proc", name, "comm").read_text().strip()
+                found.add(f"process {name} ({command})")
         except OSError:
             continue
     return found
+
+
+def _file_of(descriptor: str) -> str:
+    try:
+        return os.readlink(descriptor)
+    except OSError:  # closed meanwhile, which says nothing of the others
+        return ""

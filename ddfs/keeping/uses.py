@@ -9,6 +9,7 @@ what stands under it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import deque
@@ -267,14 +268,17 @@ def _open_files(inodes: Set[int], *, devices: bool) -> Iterator[tuple[str, os.st
         if not process.name.isdigit() or int(process.name) == me:
             continue
         try:
-            for descriptor in os.scandir(f"{process.path}/fdinfo"):
+            descriptors = list(os.scandir(f"{process.path}/fdinfo"))
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            # One that is closed meanwhile must not hide the others of that process.
+            with contextlib.suppress(OSError):
                 name = f"{process.path}/fd/{descriptor.name}"
                 # A QEMU has a /dev of its own, with inodes of its own.
                 is_device = devices and os.readlink(name).startswith("/dev/")
                 if is_device or _inode(descriptor.path) in inodes:
                     yield f"process {process.name}", os.stat(name)
-        except OSError:
-            continue
 
 
 def _inode(fdinfo: str) -> int:

@@ -126,13 +126,20 @@ def users(number: int) -> list[str]:
         if not process.name.isdigit():
             continue
         try:
-            for descriptor in os.scandir(f"{process.path}/fd"):
-                # Anything else is not asked: what it is on may hang.
-                if os.readlink(descriptor.path).startswith("/dev/"):
-                    status = os.stat(descriptor.path)
-                    if stat.S_ISBLK(status.st_mode) and status.st_rdev == number:
-                        found.append(f"process {process.name}")
-                        break
+            descriptors = list(os.scandir(f"{process.path}/fd"))
         except OSError:
             continue
+        if any(_is_open_device(descriptor.path, number) for descriptor in descriptors):
+            found.append(f"process {process.name}")
     return found
+
+
+def _is_open_device(descriptor: str, number: int) -> bool:
+    try:
+        # Anything else is not asked: what it is on may hang.
+        if not os.readlink(descriptor).startswith("/dev/"):
+            return False
+        status = os.stat(descriptor)
+    except OSError:  # closed meanwhile, which says nothing of the others
+        return False
+    return stat.S_ISBLK(status.st_mode) and status.st_rdev == number

@@ -2,12 +2,14 @@
 
 import os
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from ddfs.image.domain import PoolTargets
+from ddfs.image.openers import processes_with_open
 from ddfs.image.paths import Mountpoint
 from ddfs.keeping.uses import Pool, find_uses
 
@@ -143,6 +145,34 @@ def test_uses_an_open_descriptor_counts(lab):
     finally:
         reader.kill()
         reader.wait()
+
+
+# Opens and closes one descriptor for ever, and has standard input open behind that.
+RESTLESS = """
+import os
+os.dup2(0, 100)
+os.dup2(1, 0)
+print("ready", flush=True)
+while True:
+    os.dup2(1, 50)
+    os.close(50)
+"""
+
+
+def test_uses_a_descriptor_that_is_closed_meanwhile_hides_no_other(lab):
+    with lab.published.open("rb") as file:
+        restless = subprocess.Popen(
+            [sys.executable, "-c", RESTLESS], stdin=file, stdout=subprocess.PIPE
+        )
+    try:
+        restless.stdout.readline()
+        for _ in range(50):
+            assert lab.users() == [f"process {restless.pid}"]
+            [opened] = processes_with_open({str(lab.published)})
+            assert opened.startswith(f"process {restless.pid} ")
+    finally:
+        restless.kill()
+        restless.communicate()
 
 
 @pytest.mark.parametrize(
