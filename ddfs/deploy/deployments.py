@@ -100,6 +100,8 @@ class Deployments:
         self._attempts: dict[str, _Attempt] = {}
         self._lent: dict[str, _Lent] = {}
         self._left: dict[str, _Left] = {}
+        # By UUID: what is being taken back now.
+        self._undoing: dict[str, trio.Event] = {}
 
     async def judge(self, order: DeployOrder) -> Suitability:
         """Whether this host can run it, as far as one can know; changes nothing."""
@@ -172,7 +174,11 @@ class Deployments:
         if order.user_data is not None:
             seed = directory / f"{order.name}-seed.iso"
             await self._announce(traces, seed)
-            await _run(_write_seed, seed, traces.uuid, order.name, order.user_data)
+            try:
+                await _run(_write_seed, seed, traces.uuid, order.name, order.user_data)
+            except errors.NameTakenError:
+                traces.files.remove(str(seed))
+                raise
             await self._pools.refresh(order.pool)
         made = Deployed(order.name, traces.uuid, disk, seed)
         await self._hypervisor.define(order, made, await self._hypervisor.facts())
@@ -182,7 +188,7 @@ class Deployments:
     async def _announce(self, traces: Traces, path: Path) -> None:
         """Write down that *path* is about to be made; it must not be there."""
         if await _run(os.path.lexists, path):
-            raise errors.NameTakenError(f"{path} is there already; choose another name for the VM")
+            raise _taken(path)
         traces.files.append(str(path))
         await _run(self._notes.write, traces)
 
@@ -241,7 +247,8 @@ class Deployments:
                     await self._take_back(lent.traces, token)
             if again_at <= now:
                 for left in list(self._left.values()):
-                    await self._take_back(left.traces, left.token)
+                    if left.traces.uuid in self._left:  # nobody else was faster
+                        await self._take_back(left.traces, left.token)
                 again_at = now + UNDO_AGAIN_SECONDS
             await trio.sleep(_LOOK_SECONDS)
 
@@ -266,6 +273,20 @@ class Deployments:
         told; the note stays, and :meth:`run` tries again.
         """
         self._left[traces.uuid] = _Left(traces, token)
+        under_way = self._undoing.get(traces.uuid)
+        if under_way is not None:
+            # A second one would lag behind, and delete what is made anew under that name.
+            with trio.CancelScope(shield=True):
+                await under_way.wait()  # it has a deadline
+            return
+        ended = self._undoing[traces.uuid] = trio.Event()
+        try:
+            await self._undo(traces)
+        finally:
+            del self._undoing[traces.uuid]
+            ended.set()
+
+    async def _undo(self, traces: Traces) -> None:
         again = f"tried again in {UNDO_AGAIN_SECONDS:.0f} s, and when the daemon starts"
         with trio.move_on_after(UNDO_SECONDS) as scope:
             scope.shield = True
@@ -296,5 +317,11 @@ def _write_seed(path: Path, instance: str, name: str, user_data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
+    except FileExistsError as error:
+        raise _taken(path) from error
     except OSError as error:
         raise errors.StorageError(f"{path}: {error.strerror}") from error
+
+
+def _taken(path: Path) -> errors.NameTakenError:
+    return errors.NameTakenError(f"{path} is there already; choose another name for the VM")

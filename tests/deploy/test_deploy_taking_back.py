@@ -16,6 +16,7 @@ from ddfs import errors
 from ddfs.deploy import CONFIRM_SECONDS, Deployments, DeployOrder
 from ddfs.deploy.deployments import UNDO_AGAIN_SECONDS, UNDO_SECONDS
 from ddfs.deploy.suitability import _obstacles_in
+from ddfs.deploy.traces import Notes, Traces
 
 ORDER = DeployOrder("t", "vm", "default", user_data=b"x")
 TOKEN = "0123456789abcdef"
@@ -31,6 +32,7 @@ class Host:
         self.is_down = False
         self.hangs_in_start = False
         self.hangs_in_remove = False
+        self.first_remove_waits_for: trio.Event | None = None
 
     async def directory(self, pool: str) -> Path:
         return self._directory
@@ -62,6 +64,9 @@ class Host:
     async def remove(self, identity: str) -> None:
         if self.hangs_in_remove:
             await trio.sleep_forever()
+        waits_for, self.first_remove_waits_for = self.first_remove_waits_for, None
+        if waits_for is not None:
+            await waits_for.wait()
         if self.is_down:
             raise errors.LibvirtError("libvirtd does not answer")
         self.defined.pop(identity, None)
@@ -235,6 +240,45 @@ async def test_taking_back_that_hangs_is_logged_and_finished_at_the_next_start(
     nursery.start_soon(lab.restarted().run)
     await until(mock_clock, lab, NOTHING)
     nursery.cancel_scope.cancel()
+
+
+async def test_what_is_made_anew_is_not_taken_back_with_what_was_there_before(
+    lab: Lab, mock_clock: MockClock, nursery: Any
+) -> None:
+    lab.host.starts, lab.host.is_down = False, True
+    with pytest.raises(errors.LibvirtError, match="no cpu is left"):
+        await lab.deployments.make(ORDER, TOKEN)
+    lab.host.starts, lab.host.is_down = True, False
+    slow = lab.host.first_remove_waits_for = trio.Event()
+    nursery.start_soon(lab.deployments.run)
+    while lab.host.first_remove_waits_for is not None:
+        await wait_all_tasks_blocked(0.005)
+    nursery.start_soon(lab.deployments.make, ORDER, TOKEN)
+    await wait_all_tasks_blocked(0.05)
+    slow.set()
+    await until(mock_clock, lab, ({"vm"}, FILES, 1))
+    await wait_all_tasks_blocked(0.05)
+    assert lab.left == ({"vm"}, FILES, 1)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_seed_that_somebody_else_has_made_meanwhile_is_not_taken(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = lab.pool / "vm-seed.iso"
+    write = Notes.write
+
+    def overtaken(notes: Notes, traces: Traces) -> None:
+        """After the look whether it is there, before it is made."""
+        write(notes, traces)
+        if str(made) in traces.files:
+            made.write_text("mine")
+
+    monkeypatch.setattr(Notes, "write", overtaken)
+    with pytest.raises(errors.NameTakenError, match="is there already"):
+        await lab.deployments.make(ORDER, TOKEN)
+    assert made.read_text() == "mine"
+    assert lab.left == (set(), ["vm-seed.iso"], 0)
 
 
 async def test_a_note_that_cannot_be_read_is_logged_and_kept(
