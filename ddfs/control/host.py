@@ -316,7 +316,9 @@ class Host:
                     "--purge"
                 ) from None
             return
-        await self._templates.remove(template.name, purge=purge)
+        # Its file is another name's as well. Should that go meanwhile, nobody has looked who
+        # uses the file, and it stays for the next collection.
+        await self._templates.remove(template.name, purge=False)
 
     async def _users_of(self, template: Template) -> set[str]:
         """The domains that have the template, or its published file, under a disk.
