@@ -62,3 +62,6 @@ class Notices:
             except OSError as error:
                 if error.errno not in _HARMLESS:
                     log.warning("the kernel could not be told of a change: %s", error)
+            except Exception:
+                # What is queued behind it would be stale for ever.
+                log.exception("a message to the kernel could not be made")

@@ -96,8 +96,11 @@ def clear_immutable(path: Path) -> None:
     """Take the flag off *path*; nothing where it is no regular file, or is not there."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+    except OSError as error:
+        # LVM's devices are symlinks.
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return
+        raise
     try:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             set_immutable(fd, False)

@@ -70,6 +70,19 @@ def test_notices_are_written_in_order_once_it_runs(
     assert kernel.told == [(18,), (2, b"a.img"), (20,)]
 
 
+def test_a_notice_that_fails_for_whatever_reason_stops_no_other(
+    kernel: Kernel, thread: Notices, notices: Invalidations, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    thread.put(fail)
+    notices.forget_attributes(18)
+    thread.start()
+    wait_for(lambda: len(kernel.told) == 1)
+    assert "a bug" in caplog.text
+
+
 def test_a_name_is_stale_until_a_while_after_the_kernel_knows(
     kernel: Kernel, thread: Notices, notices: Invalidations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
