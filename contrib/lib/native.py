@@ -16,7 +16,8 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = "ddfs/fetch/twofold.c"
-LIBRARY = "ddfs/fetch/_twofold.so"
+# Not just ".so": pkgutil would take it for a module of Python.
+LIBRARY = "ddfs/fetch/twofold.so.1"
 PLAIN = str.maketrans("-.", "__")
 FLAGS = ("-O2", "-fPIC", "-shared", "-Wall", "-Wextra")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-LIBRARY: Final = Path(__file__).with_name("_twofold.so")
+LIBRARY: Final = Path(__file__).with_name("twofold.so.1")
 
 BLOCK_BYTES: Final = 64
 
