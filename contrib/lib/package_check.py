@@ -1,7 +1,7 @@
 """Is the package right? Installed in a clean Debian, used there, and removed again.
 
-A debootstrapped system in a temporary directory, booted with its own systemd and libvirt by
-systemd-nspawn, so that units, their order and the watchdog are the real ones.
+A debootstrapped system in a temporary directory, booted twice with its own systemd and libvirt
+by systemd-nspawn, so that units, their order and the watchdog are the real ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Final
+
+import layout
+
+sys.path.insert(0, str(layout.TOP / "tests" / "system"))
+
+from lab.bootimage import MIB, write_raw
 
 # How this machine reaches the distribution's packages is how the new system does.
 _APT_FILES: Final = ("etc/apt/apt.conf.d", "etc/apt/sources.list", "etc/apt/sources.list.d")
@@ -30,11 +36,24 @@ Description=What contrib/package --check does
 [Service]
 Type=oneshot
 ExecStart=/bin/bash /root/trial
-StandardOutput=file:/root/said
-StandardError=file:/root/said
+StandardOutput=append:/root/said
+StandardError=append:/root/said
 ExecStopPost=/bin/systemctl --no-block poweroff
 TimeoutStartSec={_TRIAL_SECONDS}
+[Install]
+WantedBy=multi-user.target
 """
+
+_MIRROR_UNIT: Final = """\
+[Unit]
+Description=The only mirror
+[Service]
+ExecStart=/usr/bin/python3 -m http.server --bind 127.0.0.1 --directory /root/www 8931
+[Install]
+WantedBy=multi-user.target
+"""
+
+_IMAGES: Final = {"disk": "another image", "boot": "booted from its template"}
 
 
 def check(package: Path) -> int:
@@ -49,12 +68,14 @@ def check(package: Path) -> int:
         try:
             _make(system, package)
             _boot(system)
+            if (system / "root/booted-once").exists():
+                _boot(system)
         finally:
             # Published images are immutable, also for who tidies up.
             images = system / "var/lib/libvirt/images"
             subprocess.run(["chattr", "-f", "-R", "-i", images], check=False)
         said = (system / "root/said").read_text(errors="replace")
-    print(said, end="")
+    print(said or "the trial did not run\n", end="")
     is_right = said.endswith("the package is right\n")
     if not is_right:
         print("the package is NOT right")
@@ -76,12 +97,14 @@ def _make(system: Path, package: Path) -> None:
         _copy(Path("/") / name, system / name)
     shutil.copy(package, system / "root/ddfs.deb")
     shutil.copy(Path(__file__).with_name("package_trial.sh"), system / "root/trial")
-    (system / "root/said").write_text("the trial did not run\n")
+    (system / "root/said").touch()
+    (system / "root/www").mkdir()
+    for name, line in _IMAGES.items():
+        write_raw(system / f"root/www/{name}.img", line, 2 * MIB, seed=len(name + line))
     units = system / "etc/systemd/system"
     (units / "trial.service").write_text(_TRIAL_UNIT)
-    wants = units / "multi-user.target.wants"
-    wants.mkdir(exist_ok=True)
-    (wants / "trial.service").symlink_to("/etc/systemd/system/trial.service")
+    (units / "mirror.service").write_text(_MIRROR_UNIT)
+    subprocess.run(["systemctl", "-q", "--root", system, "enable", "trial"], check=True)
 
 
 def _boot(system: Path) -> None:
