@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 # Whole files are hashed and inspected here; two at once saturate a disk.
 _file_limiter = trio.CapacityLimiter(2)
 
-# Readers of a partial file wait for its disk only, never for a network.
+# Readers of a partial file wait for its disk only, never for a network. Who is not done by
+# then closes it himself.
 _READERS_LEAVE_SECONDS: Final = 2.0
 
 # How often a host that shares the storage asks whether another has ended its fetch.
@@ -117,6 +118,8 @@ class Fetch:
         self._arrivals: dict[int, trio.Event] = {}
         self._readers = 0
         self._no_readers = trio.Event()
+        # The last reader closes the partial file: nobody waits for that any more.
+        self._is_left_to_readers = False
 
     # -- what others see -----------------------------------------------------------------
 
@@ -155,6 +158,8 @@ class Fetch:
             self._readers -= 1
             if not self._readers:
                 self._no_readers.set()
+                if self._is_left_to_readers:
+                    self._partial.close()
 
     async def _wait_readable(self, wanted: ByteRange) -> None:
         self._want(wanted)
@@ -403,11 +408,16 @@ class Fetch:
         self._arrivals.clear()
 
     async def close(self) -> None:
-        """Close the partial file once its last reader has left; after :meth:`finish`."""
+        """Close the partial file once its last reader has left; after :meth:`finish`.
+
+        Waits for a while only: a disk that hangs leaves the closing to that reader.
+        """
         if self._partial is None:
             return
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _READERS_LEAVE_SECONDS):
             while self._readers:
                 self._no_readers = trio.Event()
                 await self._no_readers.wait()
-        self._partial.close()
+        self._is_left_to_readers = self._readers > 0
+        if not self._is_left_to_readers:
+            self._partial.close()

@@ -35,10 +35,19 @@ class Leaving:
         self._on_change = on_change
 
     async def purge(self, content_id: str) -> None:
-        """Delete the published file and what is partial. The caller knows that nobody needs it."""
-        holding = self._holdings.get(content_id)
+        """Delete the published file and what is partial. The caller knows that nobody needs it.
+
+        One that makes room by then is let finish: two that delete the same would each let go
+        of it while the other is still at it, and a fetch begin in between.
+        """
+        while (holding := self._holdings.get(content_id)) is not None:
+            if holding.evicted is None:
+                break
+            await holding.evicted.wait()
         if holding is None:
             return
+        if holding.is_going:
+            raise errors.TemplateInUseError("it is being deleted already")
         if holding.fetch is not None:
             raise errors.TemplateInUseError("it is being fetched; end that with ddfs cancel")
         if holding.copying:
@@ -65,7 +74,8 @@ class Leaving:
         )
         if not is_unused:
             return False
-        holding.is_going, holding.evicted = True, trio.Event()
+        evicted = trio.Event()
+        holding.is_going, holding.evicted = True, evicted
         # The name in the mount must not lead to a file that is gone.
         self._on_change(content_id)
         try:
@@ -78,8 +88,8 @@ class Leaving:
                 self._on_change(content_id)
             else:
                 self._holdings.pop(content_id, None)
-            holding.evicted.set()
             holding.evicted = None
+            evicted.set()
         return True
 
     async def _delete(self, content_id: str, holding: Holding) -> None:

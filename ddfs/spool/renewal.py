@@ -38,41 +38,50 @@ async def repair_unpacked(
     """Put right what *findings* says is damaged in *published*, which came out of *manifest*.
 
     Raises :class:`errors.MirrorsExhaustedError` where the packed file is not to be had any more
-    as it was, and what reserving, unpacking and mending raise. Before the mending, nothing of
+    as it was, :class:`errors.AlreadyRunningError` while it is fetched, and what reserving,
+    unpacking and mending raise. Before the mending, nothing of
     the published file was changed; and nothing is left of the packed one in any case.
     """
     storage, content_id = around.storage, manifest.content_id
     if around.unpack is None:
         raise errors.ImageError(f"{manifest.name}: packed images are not unpacked here")
-    await reserve(storage, content_id, room_for(manifest), around.make_room)
-    packed: PartialFile | None = None
+    files = storage.partial_path(content_id), storage.journal_path(content_id)
+    # First, since what a fetch of the same content has is not ours to reserve or to delete.
+    packed = await trio.to_thread.run_sync(PartialFile.open, *files, manifest)
     try:
-        files = storage.partial_path(content_id), storage.journal_path(content_id)
-        packed = await trio.to_thread.run_sync(PartialFile.open, *files, manifest)
-        try:
-            await _fetch(manifest, packed, around)
-            fresh = await unpack(
-                manifest,
-                packed,
-                storage=storage,
-                ledger=around.ledger,
-                ledger_limiter=around.ledger_limiter,
-                heads=around.heads,
-                make_room=around.make_room,
-                run=around.unpack,
-            )
-        except errors.SourceError as error:
-            raise errors.MirrorsExhaustedError(
-                "its packed file is not to be had again as it was, so that nothing was changed: "
-                f"{error}"
-            ) from None
+        await reserve(storage, content_id, room_for(manifest), around.make_room)
+        fresh = await _unpacked_anew(manifest, packed, around)
         await trio.to_thread.run_sync(_mend, around, published, fresh, findings, limiter=_LIMITER)
     finally:
-        if packed is not None:
+        try:
+            # As long as it is locked: nobody else's can have its name.
+            with trio.move_on_after(_DISCARD_SECONDS, shield=True):
+                await trio.to_thread.run_sync(storage.discard, content_id)
+        finally:
             packed.close()
-        storage.release(content_id)
-        with trio.move_on_after(_DISCARD_SECONDS, shield=True):
-            await trio.to_thread.run_sync(storage.discard, content_id)
+            storage.release(content_id)
+
+
+async def _unpacked_anew(manifest: Manifest, packed: PartialFile, around: Surroundings) -> Path:
+    """The unpacked file, out of *packed*, which is fetched; raises as :func:`repair_unpacked`."""
+    assert around.unpack is not None
+    try:
+        await _fetch(manifest, packed, around)
+        return await unpack(
+            manifest,
+            packed,
+            storage=around.storage,
+            ledger=around.ledger,
+            ledger_limiter=around.ledger_limiter,
+            heads=around.heads,
+            make_room=around.make_room,
+            run=around.unpack,
+        )
+    except errors.SourceError as error:
+        raise errors.MirrorsExhaustedError(
+            "its packed file is not to be had again as it was, so that nothing was changed: "
+            f"{error}"
+        ) from None
 
 
 async def _fetch(manifest: Manifest, packed: PartialFile, around: Surroundings) -> None:

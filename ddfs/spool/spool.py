@@ -357,6 +357,10 @@ class Spool:
         except errors.DdfsError as error:
             running.error = error
             log.error("%s: not copied to %s: %s", order.published_name, primary, error)
+        except Exception as bug:
+            # The fetches of other contents go on.
+            log.exception("%s: a bug ended its copying to %s", order.published_name, primary)
+            running.error = errors.StorageError(f"internal error: {type(bug).__name__}: {bug}")
         finally:
             del holding.copying[primary]
             running.ended.set()
@@ -392,7 +396,7 @@ class Spool:
                 if error is None:
                     await self._discard_leftovers(home, content_id)
         if error is not None:
-            await self._after_failure(holding, fetch, error)
+            await self._after_failure(holding, fetch, error, home)
 
     def _conclude(self, holding: Holding, fetch: Fetch, error: errors.DdfsError | None) -> None:
         statistics = fetch.statistics()
@@ -410,20 +414,24 @@ class Spool:
         fetch.finish(error)
         self._on_change(fetch.order.content_id)
 
-    async def _after_failure(self, holding: Holding, fetch: Fetch, error: errors.DdfsError) -> None:
-        """Note the failure, rest, and try again unless a demand did so meanwhile."""
+    async def _after_failure(
+        self, holding: Holding, fetch: Fetch, error: errors.DdfsError, home: Storage
+    ) -> None:
+        """Note the failure on *home*, rest, and try again unless a demand did so meanwhile."""
         name, content_id = fetch.order.published_name, fetch.order.content_id
         cancelled = isinstance(error, errors.CancelledFetchError)
         state = SpoolState.ABSENT if cancelled else SpoolState.FAILED
         try:
-            await write_down(
-                self._with,
-                holding.home,
-                content_id,
-                state,
-                holding.bytes_here,
-                error=holding.last_error,
-            )
+            # Of the next fetch to the same place it is already written that it runs.
+            if holding.fetch is None or holding.home is not home:
+                await write_down(
+                    self._with,
+                    home,
+                    content_id,
+                    state,
+                    holding.bytes_here,
+                    error=holding.last_error,
+                )
         except errors.DdfsError as failure:
             log.error("%s: its failure cannot be written down: %s", name, failure)
         if cancelled:

@@ -16,7 +16,7 @@ from test_spool_spool import CONTENT, Heads, Inspector, manifest_of, order_of, u
 from ddfs import errors
 from ddfs.fetch.transfer import PieceRecord
 from ddfs.fetch.transport import Transport
-from ddfs.model import ByteRange, Manifest, MiB, SpoolReference, SpoolState
+from ddfs.model import ByteRange, Manifest, MiB, PublishedFile, SpoolReference, SpoolState
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.spool import copying
 from ddfs.spool.copying import copy_file
@@ -288,3 +288,72 @@ async def test_nothing_is_fetched_where_a_copy_writes(
                 go.set()
         assert read == [CONTENT[3:1000]]
         assert lab[url].requests == requests
+
+
+async def test_what_is_evicted_is_purged_after_that(tmp_path: Path) -> None:
+    is_deleting, may_delete = threading.Event(), threading.Event()
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT)]))
+        await fetched(host, order)
+        await host.spool.copy(order, "fast")
+        content_id, purge = order.content_id, host.storages["fast"].purge
+
+        def purge_late(published: PublishedFile) -> None:
+            is_deleting.set()
+            assert may_delete.wait(10)
+            purge(published)
+
+        host.storages["fast"].purge = purge_late  # type: ignore[method-assign]
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                uses = host.spool.uses(content_id)
+                nursery.start_soon(host.spool.evict, content_id, "fast", uses)
+                await trio.to_thread.run_sync(is_deleting.wait, 10)
+                nursery.start_soon(host.spool.purge, content_id)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                # Nothing of the other one's is deleted before.
+                assert os.listdir(tmp_path / "slow") == [order.published_name]
+                may_delete.set()
+        assert [os.listdir(tmp_path / name) for name in ("slow", "fast")] == [[], []]
+        assert host.ledger.written == {}
+        assert host.spool.holding(content_id).state is SpoolState.ABSENT
+
+
+async def test_a_bug_in_a_copy_ends_that_copy_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT)]))
+        await fetched(host, order)
+
+        def fail(_path: Path) -> None:
+            raise ZeroDivisionError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(host.storages["fast"], "identify", fail)
+            with pytest.raises(errors.StorageError, match="internal error: ZeroDivisionError"):
+                await host.spool.copy(order, "fast")
+        assert (await host.spool.copy(order, "fast")).size == len(CONTENT)
+
+
+async def test_a_failure_is_written_down_where_it_was(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        manifest = manifest_of(CONTENT, [lab.mirror(CONTENT)])
+        content_id, slow = manifest.content_id, order_of(manifest)
+        fast = replace(slow, primary="fast")
+
+        def demand_elsewhere(_content_id: str) -> None:
+            if host.spool.holding(content_id).error is not None:
+                host.knows(manifest)
+                host.spool.demand(fast, Demand.HAND)
+
+        # Nothing is known of it, at first.
+        host.spool._on_change = demand_elsewhere
+        host.spool.demand(slow, Demand.HAND)
+        with trio.fail_after(30):
+            while not host.spool.published(content_id):
+                await trio.sleep(0.01)
+        assert {primary: r.state for (_, primary), r in host.ledger.written.items()} == {
+            "slow": SpoolState.FAILED,
+            "fast": SpoolState.PUBLISHED,
+        }

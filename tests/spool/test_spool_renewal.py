@@ -15,6 +15,7 @@ from ddfs import errors
 from ddfs.image.unpack import unpack
 from ddfs.model import KiB, Manifest, MiB, PublishedFile
 from ddfs.spool.examine import Findings, examine
+from ddfs.spool.partial import PartialFile
 from ddfs.spool.repair import repair
 from ddfs.spool.rest import Demand
 from tests.mirrorlab.mirrorlab import MirrorLab
@@ -109,3 +110,25 @@ async def test_a_source_that_is_gone_or_has_changed_changes_nothing(
         assert "\n" not in str(caught.value)
         assert Path(file.path).read_bytes() == rotten
         assert left_of_it(host) == []
+
+
+async def test_what_a_fetch_of_the_same_has_is_left_to_it(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path, ledger=Ledger()) as host:
+        manifest = packed_manifest(PACKED, [lab.mirror(PACKED)])
+        content_id = manifest.content_id
+        paths = host.storage.partial_path(content_id), host.storage.journal_path(content_id)
+        with trio.fail_after(30):
+            file = await published(host, manifest)
+            damage(file, [7])
+            while left_of_it(host):
+                await trio.sleep(0.01)
+            # It was deleted meanwhile, and somebody wants it again.
+            theirs = PartialFile.open(*paths, manifest)
+            try:
+                host.storage.reserve(content_id, len(PACKED))
+                with pytest.raises(errors.AlreadyRunningError):
+                    await mend(host, file, content_id)
+                assert sorted(left_of_it(host)) == sorted(path.name for path in paths)
+                assert content_id in host.storage._room.contents()
+            finally:
+                theirs.close()

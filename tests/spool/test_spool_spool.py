@@ -27,6 +27,7 @@ from ddfs.model import (
     SpoolState,
 )
 from ddfs.primary.directory import DirectoryStorage
+from ddfs.spool import fetching, reading
 from ddfs.spool.fetching import Order, Surroundings
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import Spool
@@ -443,3 +444,64 @@ async def test_an_image_under_another_name_is_copied_and_left_alone(tmp_path: Pa
         assert theirs.stat().st_mode & 0o777 == 0o644
         theirs.write_bytes(b"it is still theirs")
         assert Path(published.path).read_bytes() == CONTENT
+
+
+async def test_a_reader_whose_disk_hangs_keeps_the_file_that_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_READERS_LEAVE_SECONDS", 0.05)
+    hangs, goes_on, read_file = trio.Event(), trio.Event(), reading.read_file
+
+    async def read_late(fd: int, offset: int, length: int) -> bytes:
+        hangs.set()
+        await goes_on.wait()
+        return await read_file(fd, offset, length)
+
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT, rate=4 * MiB)]))
+        content_id, read = order.content_id, list[bytes]()
+
+        async def look() -> None:
+            read.append(await host.spool.read(order, ByteRange(0, 1000)))
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                # The head was looked at before, and is not read by this.
+                monkeypatch.setattr(reading, "read_file", read_late)
+                nursery.start_soon(look)
+                await hangs.wait()
+                fetch = host.spool._holding(content_id).fetch
+                assert fetch is not None
+                assert fetch._partial is not None
+                host.spool.cancel(content_id)
+                while not fetch._is_left_to_readers:
+                    await trio.sleep(0.01)
+                # Whoever opens a file now must not get the number that the reader has.
+                others = [os.open("/dev/zero", os.O_RDONLY) for _ in range(8)]
+                goes_on.set()
+        for other in others:
+            os.close(other)
+        assert read == [CONTENT[:1000]]
+        assert fetch._partial.fd == -1
+
+
+async def test_who_purges_twice_at_once_is_told(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT)]))
+        host.spool.demand(order)
+        told: list[errors.DdfsError] = []
+
+        async def purge() -> None:
+            try:
+                await host.spool.purge(order.content_id)
+            except errors.TemplateInUseError as error:
+                told.append(error)
+
+        with trio.fail_after(30):
+            path = Path((await host.spool.wait_published(order)).path)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(purge)
+                nursery.start_soon(purge)
+            assert not path.exists()
+            assert [str(error) for error in told] == ["it is being deleted already"]
+            await host.spool.read(order, ByteRange(0, 10))
