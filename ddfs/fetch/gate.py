@@ -15,20 +15,25 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-# Without piece hashes taking in costs as much as the hash of the whole file, which is made
-# beside it, and half of the cores are left to that. With them it costs three times as much.
 _CORES: Final = os.cpu_count() or 2
-PLACES: Final = max(1, _CORES // 2)
-PLACES_WITH_PIECES: Final = _CORES
 
 # How often a waiting thread looks whether it was aborted, or became urgent.
 _POLL_SECONDS: Final = 0.1
 
 
+def places(*, hashes: bool, decrypts: bool, cores: int = _CORES) -> int:
+    """How many threads may take in at once, where each *hashes* pieces or *decrypts*."""
+    # Taking in plain bytes costs as much as the hash of the whole file, which is made beside
+    # it, and half of the cores are left to that. Hashing pieces makes it three times as much;
+    # with TLS one thread often waits for what its mirror still encrypts, while others have
+    # their bytes ready.
+    return cores if hashes or decrypts else max(1, cores // 2)
+
+
 class Gate:
     """*places* threads may be inside; one gate for each fetch. Thread-safe."""
 
-    def __init__(self, places: int = PLACES) -> None:
+    def __init__(self, places: int = 1) -> None:
         self._lock = threading.Lock()
         self._free = places
         # Ranks, and who waits; equal ones in the order of coming.

@@ -29,7 +29,7 @@ from ddfs.fetch.events import (
 )
 from ddfs.fetch.explain import explain
 from ddfs.fetch.figures import figures
-from ddfs.fetch.gate import PLACES, PLACES_WITH_PIECES, Gate
+from ddfs.fetch.gate import Gate, places
 from ddfs.fetch.identity import Identity
 from ddfs.fetch.lanes import MAX_LANES
 from ddfs.fetch.mirrors import MAX_JITTER, in_order
@@ -113,7 +113,9 @@ class Transfer:
         states, room = self._scheduler.table.states, transport.hot_room
         self._whole = WholeFile(manifest, target, states, self, room)
         hashes_apart = manifest.pieces is not None and not self._whole.hashes_pieces
-        self._gate = Gate(PLACES_WITH_PIECES if hashes_apart else PLACES)
+        # Pieces that are hashed with their file have to come in order: one at a time.
+        decrypts = not manifest.pieces and any(m.url.startswith("https:") for m in self._mirrors)
+        self._gate = Gate(places(hashes=hashes_apart, decrypts=decrypts))
         self._segments: dict[int, tuple[int, Segment]] = {}
         self._received = [0] * len(self._mirrors)
         self._arrivals = Arrivals()

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 
-from ddfs.fetch.gate import Gate
+from ddfs.fetch.gate import Gate, places
 
 LIMIT = 10.0
 
@@ -39,6 +39,13 @@ def test_the_gate_is_open_until_its_places_are_taken():
     assert not gate.try_enter()
     gate.leave()
     assert gate.try_enter()
+
+
+def test_cores_are_left_to_the_hash_of_the_file_where_taking_in_is_cheap():
+    assert places(hashes=False, decrypts=False, cores=8) == 4
+    assert places(hashes=True, decrypts=False, cores=8) == 8
+    assert places(hashes=False, decrypts=True, cores=8) == 8
+    assert places(hashes=False, decrypts=False, cores=1) == 1
 
 
 def test_who_is_furthest_in_front_goes_first():
