@@ -48,7 +48,7 @@ _LIBRARIES: Final = (
 )
 
 # A host that installs from a checkout may do without; a package is for all.
-_NATIVE: Final = "usr/lib/ddfs/ddfs/fetch/_twofold.so"
+_NATIVE: Final = "usr/lib/ddfs/ddfs/fetch/twofold.so.1"
 
 _POSTINST: Final = """\
 #!/bin/sh

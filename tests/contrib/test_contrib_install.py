@@ -45,7 +45,7 @@ def test_installing_twice_and_uninstalling(tmp_path: Path) -> None:
     assert os.access(hook, os.X_OK)
     assert "\nddfs_home=/usr/lib/ddfs\n" in hook.read_text()
     assert (tmp_path / "usr/lib/ddfs/ddfs/hook.py").is_file()
-    assert (tmp_path / "usr/lib/ddfs/ddfs/fetch/_twofold.so").is_file()
+    assert (tmp_path / "usr/lib/ddfs/ddfs/fetch/twofold.so.1").is_file()
     assert os.access(tmp_path / "usr/bin/ddfs", os.X_OK)
     assert (
         "ExecStart=/usr/bin/ddfs serve"
