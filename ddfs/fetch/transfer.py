@@ -121,6 +121,7 @@ class Transfer:
         self._arrivals = Arrivals()
         self._checking: dict[int, tuple[int, bytes]] = {}
         self._committer = Committer(target)
+        self.commit = self._committer.commit
         self._resumed = 0
         self._now = 0.0
         self._error: errors.DdfsError | None = None
@@ -220,7 +221,6 @@ class Transfer:
         """From the first byte to the last comparison."""
         try:
             await self._whole.see_through()
-            await self._committer.commit()
         except errors.DdfsError as error:
             self._fail(error)
         self._stop()

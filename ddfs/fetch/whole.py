@@ -41,6 +41,9 @@ class Fetching(Protocol):
     async def fetch_again(self, plan: Plan) -> None:
         """Fetch pieces again, each not from the mirrors that the plan names; do not wait."""
 
+    async def commit(self) -> None:
+        """Make durable what is held."""
+
     async def start_over(self) -> None:
         """Let the journal vouch for nothing: the next fetch begins with an empty file."""
 
@@ -166,14 +169,30 @@ class WholeFile:
     # -- the way to the end ---------------------------------------------------------
 
     async def see_through(self) -> None:
-        """Until the file is complete and what the manifest says.
+        """Until the file is complete, what the manifest says, and on disk.
 
         Raises :class:`errors.ChecksumError`, :class:`errors.HostError`. Where no piece hash
         says which bytes are wrong, the former leaves none of them for the next time.
         """
         self._earlier = [piece for piece, state in enumerate(self._states) if state == HELD]
+        for _ in range(MAX_COMPARISONS):
+            had_hole = await self._complete()
+            # Seconds on a slow disk, in which somebody may cut the file off.
+            await self._fetching.commit()
+            if had_hole or not has_hole(self._fd, self._grid.size):
+                return
+        raise errors.StorageError(
+            "the partial file is cut off again and again; end what else writes to it"
+        )
+
+    async def _complete(self) -> bool:
+        """Until it is complete and right; whether it has holes all the same."""
         await self._gather()
         await self._restore_cut()
+        if not self.digests and await self._mend(self._earlier):
+            # Nothing else looks at what an earlier run left.
+            await self._gather()
+        had_hole = has_hole(self._fd, self._grid.size)
         try:
             while self.digests and not self._compare():
                 await self._repair()
@@ -183,6 +202,7 @@ class WholeFile:
             raise
         finally:
             self._aside.close()
+        return had_hole
 
     async def _gather(self) -> None:
         """Until all pieces are here; the hash follows the front meanwhile."""
@@ -282,7 +302,8 @@ class WholeFile:
         """
         if not has_hole(self._fd, self._grid.size):
             return
-        earlier = set(self._earlier)
+        # What an earlier run left is read back for the hash of the whole file, if there is one.
+        earlier = set(self._earlier) if self.digests else set()
         fresh = [piece for piece in range(self._grid.count) if piece not in earlier]
         # From here on the file counts, and nothing that was in memory.
         self.hot.close()

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import trio
 import trustme
-from fetch_target import fetch, file_target, manifest_of, random_bytes
+from fetch_target import FileTarget, fetch, file_target, manifest_of, random_bytes
 
 from ddfs import errors
 from ddfs.fetch.events import MirrorBlamed, PieceVerified
@@ -261,6 +261,53 @@ async def test_what_somebody_cut_off_is_fetched_again(piece_length, tmp_path):
         assert done.content == content
         assert not done.of(MirrorBlamed)
         assert lab.bytes_sent > 1.2 * len(content)
+
+
+@pytest.mark.parametrize("piece_length", [MiB, None])
+async def test_what_is_cut_off_while_it_goes_to_disk_is_fetched_again(piece_length, tmp_path):
+    """The whole file was compared before; bringing it to disk takes its time."""
+    content = CONTENT[: 3 * MiB]
+
+    class CutTarget(FileTarget):
+        cuts = 0
+
+        async def commit(self, records):
+            await super().commit(records)
+            if transfer._whole.comparisons and not self.cuts:
+                self.cuts += 1
+                os.truncate(self.path, MiB)
+                os.truncate(self.path, len(content))
+
+    async with MirrorLab() as lab:
+        manifest = manifest_of(content, [lab.mirror(content)], piece_length=piece_length)
+        target = CutTarget(tmp_path / "partial")
+        try:
+            async with Transport() as transport:
+                transfer = Transfer(manifest, target, transport, observer=lambda event: None)
+                with trio.fail_after(20):
+                    await transfer.run()
+        finally:
+            os.close(target.fd)
+    assert target.cuts == 1
+    assert target.content() == content
+
+
+@pytest.mark.parametrize("state", ["rotten", "cut"])
+async def test_what_an_earlier_run_left_is_looked_at_without_a_whole_file_hash(state, tmp_path):
+    """Nothing but its own hash says then that a resumed piece is still right."""
+    content = CONTENT[: 4 * MiB]
+    damaged = bytearray(content)
+    damaged[MiB + 5 : MiB + 9] = b"\0\0\0\0"
+    path = tmp_path / "partial"
+    path.write_bytes(damaged if state == "rotten" else content[: MiB + 4096])
+    os.truncate(path, len(content))
+    journal = {piece: PieceRecord(piece, "http://gone/", b"") for piece in range(3)}
+    async with MirrorLab() as lab:
+        manifest = manifest_of(content, [lab.mirror(content)], whole=False)
+        done = await fetch(manifest, path, journal=journal)
+    assert done.content == content
+    assert sorted(done.journal) == list(range(4))
+    assert not done.of(MirrorBlamed)
 
 
 async def test_a_file_that_somebody_cut_off_is_noticed(tmp_path):
