@@ -18,9 +18,10 @@ from ddfs import errors
 from ddfs.model import ImageFormat, PublishedFile, RbdPool
 
 # A cluster that does not answer ends a copy with an error instead of keeping it for ever: so long
-# for its monitors (libvirt's own choice), and so long for one write.
+# for its monitors (libvirt's own choice), and so long for one write. qemu-img is gone after four of
+# those: it waits for what follows the write that failed, too.
 _MONITOR_SECONDS: Final = 30
-_WRITE_SECONDS: Final = 120
+_WRITE_SECONDS: Final = 60
 
 # Of librados most is the stacks of its threads. A copy may take any time while it gets on.
 _LIMITS: Final = ("prlimit", "--as=8589934592", "--")
