@@ -112,7 +112,8 @@ async def test_pyfuse3_gets_a_trio_that_does_both(
     monkeypatch.setitem(vars(pyfuse3), "trio", trio)
     sessionloop.install()
     seen = vars(pyfuse3)["trio"]
-    assert seen.Lock is trio.Lock
+    assert seen.Lock is sessionloop.ReadLock
+    assert seen.Event is trio.Event
     assert seen.lowlevel.notify_closing is trio.lowlevel.notify_closing
     os.write(pipe[1], b"x")
     await seen.lowlevel.wait_readable(pipe[0])
@@ -128,3 +129,60 @@ async def test_pyfuse3_gets_a_trio_that_does_both(
     async with seen.open_nursery() as nursery:
         nursery.start_soon(worker, name="pyfuse-01")
     assert calls == ["pyfuse-01"] * 2
+
+
+async def _keep(lock: sessionloop.ReadLock, release: trio.Event, seen: list[str]) -> None:
+    async with lock:
+        seen.append("in")
+        await release.wait()
+    seen.append("out")
+
+
+async def test_one_alone_reads_at_a_time_and_all_have_their_turn(nursery: trio.Nursery) -> None:
+    lock, seen = sessionloop.ReadLock(), list[str]()
+    releases = [trio.Event() for _ in range(20)]
+    for release in releases:
+        nursery.start_soon(_keep, lock, release, seen)
+    await trio.testing.wait_all_tasks_blocked()
+    assert seen == ["in"]
+    for release in releases:
+        release.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert seen == ["in", "out"] * len(releases)
+
+
+async def test_who_comes_back_at_once_has_it_again_but_not_for_ever(
+    nursery: trio.Nursery,
+) -> None:
+    lock, seen = sessionloop.ReadLock(), list[str]()
+    release = trio.Event()
+    release.set()
+    rounds, others = 0, 0
+    async with lock:
+        nursery.start_soon(_keep, lock, release, seen)
+        await trio.testing.wait_all_tasks_blocked()
+    for _ in range(3 * sessionloop.TURN):
+        async with lock:
+            rounds += not seen
+            others += bool(seen)
+    assert 0 < rounds <= 2 * sessionloop.TURN
+    assert others
+
+
+async def test_a_waiter_that_is_cancelled_leaves_the_lock_to_the_others(
+    nursery: trio.Nursery,
+) -> None:
+    lock, first, seen = sessionloop.ReadLock(), trio.Event(), list[str]()
+    release = trio.Event()
+    release.set()
+    nursery.start_soon(_keep, lock, first, [])
+    await trio.testing.wait_all_tasks_blocked()
+    async with trio.open_nursery() as given_up:
+        given_up.start_soon(_keep, lock, release, [])
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(_keep, lock, release, seen)
+        await trio.testing.wait_all_tasks_blocked()
+        first.set()
+        given_up.cancel_scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert seen == ["in", "out"]
