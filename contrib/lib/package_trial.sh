@@ -123,8 +123,8 @@ import ctypes, importlib, pkgutil, sys
 sys.path.insert(0, "/usr/lib/ddfs")
 import ddfs
 for module in pkgutil.walk_packages(ddfs.__path__, "ddfs."):
-    # Alembic runs what is in there by itself, and the other is no module.
-    if not module.name.startswith(("ddfs.catalogue.migrations.", "ddfs.fetch._twofold")):
+    # Alembic runs what is in there by itself.
+    if not module.name.startswith("ddfs.catalogue.migrations."):
         importlib.import_module(module.name)
 from ddfs.fetch import twofold
 if ctypes.CDLL(twofold.LIBRARY).ddfs_sha256_supported() and not twofold.is_available():
