@@ -130,7 +130,11 @@ def _host_id(state_dir: Path) -> str:
     try:
         if not path.exists():
             fresh = path.with_suffix(".new")
-            fresh.write_text(secrets.token_hex(8))
+            with fresh.open("w") as file:
+                file.write(secrets.token_hex(8))
+                file.flush()
+                # A lost id would leave the old one behind as a host that answers no more.
+                os.fsync(file.fileno())
             fresh.replace(path)
         text = path.read_text().strip()
     except OSError as error:
