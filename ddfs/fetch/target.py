@@ -33,6 +33,11 @@ class Target(Protocol):
         """Descriptor of the partial file."""
         ...
 
+    @property
+    def has_journaled(self) -> bool:
+        """Whether the file has the bytes of what earlier runs committed, or only their word."""
+        ...
+
     def journaled(self) -> Sequence[PieceRecord]:
         """What earlier runs committed and nobody forgot; asked once, at the start."""
         ...

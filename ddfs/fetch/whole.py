@@ -91,6 +91,7 @@ class WholeFile:
         self._pieces = manifest.pieces
         self._algorithm = manifest.pieces.algorithm if manifest.pieces else HashAlgorithm.SHA256
         self._fd = target.fd
+        self._has_earlier = target.has_journaled
         self._aside = Aside(target, self._grid)
         self._states = states
         # Pieces that an earlier run left on disk.
@@ -189,8 +190,9 @@ class WholeFile:
         """Until it is complete and right; whether it has holes all the same."""
         await self._gather()
         await self._restore_cut()
-        if not self.digests and await self._mend(self._earlier):
-            # Nothing else looks at what an earlier run left.
+        # Nothing else looks at what an earlier run left.
+        unread = self._earlier if self._has_earlier and not self.digests else []
+        if await self._mend(unread):
             await self._gather()
         had_hole = has_hole(self._fd, self._grid.size)
         try:
@@ -300,7 +302,7 @@ class WholeFile:
 
         Pieces are hashed in memory as they come: the hashes would still be right.
         """
-        if not has_hole(self._fd, self._grid.size):
+        if not self._has_earlier or not has_hole(self._fd, self._grid.size):
             return
         # What an earlier run left is read back for the hash of the whole file, if there is one.
         earlier = set(self._earlier) if self.digests else set()

@@ -55,6 +55,11 @@ class PartialFile:
                 raise
         return cls(path, fd, journal)
 
+    @property
+    def has_journaled(self) -> bool:
+        """It is the file that the journal speaks of."""
+        return True
+
     def journaled(self) -> Sequence[PieceRecord]:
         """The pieces that earlier runs left on disk."""
         return self._journal.pieces()

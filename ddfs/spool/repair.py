@@ -52,6 +52,11 @@ class Patch:
                 os.close(self.fd)
                 raise
 
+    @property
+    def has_journaled(self) -> bool:
+        """The sound pieces stay where they are."""
+        return False
+
     def journaled(self) -> Sequence[PieceRecord]:
         """The pieces that need not be fetched."""
         return [PieceRecord(piece, "", b"") for piece in self._held]

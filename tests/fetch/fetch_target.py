@@ -31,6 +31,7 @@ class FileTarget:
         self.commits: list[list[int]] = []
         self.error: Exception | None = None
         self.opened_aside = 0
+        self.has_journaled = True
 
     def journaled(self) -> Sequence[PieceRecord]:
         return list(self.journal.values())
