@@ -231,7 +231,9 @@ class Gate:
         if holding.state is SpoolState.FAILED and holding.error is not None:
             return f"{template.file_name} cannot be fetched: {holding.error}"
         story = f"{template.file_name} is {progress_percent(holding, template.size)} % here"
-        if holding.seconds_left is not None:
+        if holding.waits_for is not None:
+            story += f", {holding.waits_for} fetches it"
+        elif holding.seconds_left is not None:
             story += f", about {duration(holding.seconds_left)} left"
         return story
 

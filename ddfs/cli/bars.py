@@ -30,9 +30,12 @@ class Bars:
         bytes_per_second: float,
         seconds_left: float | None,
         busy_mirrors: int,
+        waits_for: str | None = None,
     ) -> None:
-        """Shows how far it is."""
+        """Shows how far it is, and the host that it *waits_for*."""
         figures = format_size(bytes_here)
+        if waits_for is not None:
+            figures = f"waits for {one_line(waits_for)} to fetch it".replace("[", r"\[")
         if bytes_per_second:
             figures += f"  {format_size(bytes_per_second)}/s"
         if seconds_left is not None:

@@ -154,7 +154,7 @@ def _fetch_and_deploy(
     client: Client, host: str, request: Deploy, before: TemplateStatus
 ) -> DeployedDomain:
     try:
-        _fetch(client, before)
+        _fetch(client, host, before)
     except BaseException:
         _discard(client, before)
         raise
@@ -207,12 +207,13 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _fetch(client: Client, template: TemplateStatus) -> None:
+def _fetch(client: Client, host: str, template: TemplateStatus) -> None:
     for attempt in range(1, CHECKSUM_TRIES + 1):
         asked = client.prefetch([template.exact_name])
         # One that ran before goes on without us; see _discard.
         goes_on = template.state == SpoolState.FETCHING.value
-        found = waiting.wait(client, asked, goes_on=goes_on)
+        there = host if host != hosts.THIS_HOST else None
+        found = waiting.wait(client, asked, goes_on=goes_on, host=there)
         try:
             waiting.raise_if_missing(found)
         except errors.ChecksumError:
@@ -229,7 +230,7 @@ def _discard(client: Client, before: TemplateStatus) -> None:
     # The host may be out of reach by now; what failed first is what is to be told.
     with contextlib.suppress(errors.DdfsError):
         client.cancel([before.exact_name])
-        waiting.wait(client, client.templates([before.exact_name]))
+        waiting.wait(client, client.templates([before.exact_name]), goes_on=False)
         client.discard(before.exact_name)
 
 

@@ -328,9 +328,10 @@ _STATUS_HEADS = ("NAME", "STATE", "HERE", "OF", "SPEED", "LEFT", "LAST ERROR")
 
 def _status_row(status: TemplateStatus) -> tuple[str, ...]:
     is_fetching = status.state == model.SpoolState.FETCHING.value
+    waits = f", waits for {status.waits_for}" if status.waits_for is not None else ""
     return (
         status.name,
-        status.state,
+        status.state + waits,
         format_size(status.bytes_here),
         _size(status),
         f"{format_size(status.bytes_per_second)}/s" if is_fetching else "-",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from ddfs import errors
-from ddfs.cli.text import format_image_size, format_seconds, named
+from ddfs.cli.text import format_image_size, format_seconds, named, one_line
 from ddfs.control.messages import Problem, TemplateStatus
 from ddfs.control.problems import error_of
 from ddfs.model import SpoolState
@@ -29,12 +29,16 @@ class Templates(Protocol):
 
 
 def wait(
-    client: Templates, found: Sequence[TemplateStatus], *, goes_on: bool = True
+    client: Templates,
+    found: Sequence[TemplateStatus],
+    *,
+    goes_on: bool = True,
+    host: str | None = None,
 ) -> list[TemplateStatus]:
     """Returns when none of the templates *found* is being fetched, with their last states.
 
     Whoever interrupts it is told that the fetches go on without them, unless *goes_on* is
-    false: then the caller ends them.
+    false: then the caller ends them. *host* is where that is, None for this one.
     """
     names = [status.exact_name for status in found]
     looked = list(found)
@@ -48,7 +52,8 @@ def wait(
     except KeyboardInterrupt:
         if goes_on:
             plain = " ".join(status.name for status in found)
-            line = f"ddfs: the fetch goes on; end it with: ddfs cancel {plain}"
+            where, there = (f" on {host}", " there") if host is not None else ("", "")
+            line = f"ddfs: the fetch goes on{where}; end it{there} with: ddfs cancel {plain}"
             print(line, file=sys.stderr)
         raise
     return looked
@@ -63,6 +68,8 @@ def describe(status: TemplateStatus) -> str:
     text = f"{status.file_name}: {status.state}, {percent} % of {size} here"
     if status.seconds_left is not None:
         text += f", about {format_seconds(status.seconds_left)} left"
+    if status.waits_for is not None:
+        text += f", waits for {one_line(status.waits_for)} to fetch it"
     said = (status.last_error or "").removeprefix(f"{status.file_name}: ")
     return f"{text}; {said}" if said else text
 
@@ -110,6 +117,7 @@ def _progress() -> Iterator[Show]:
                     status.bytes_per_second,
                     status.seconds_left,
                     sum(mirror.state == "busy" for mirror in status.mirrors),
+                    status.waits_for,
                 )
 
         yield show

@@ -253,6 +253,7 @@ class Host:
             version=template.version,
             is_newest=template is self._templates.newest(template.family),
             primaries=holding.primaries,
+            waits_for=holding.waits_for,
             pinned=self.keeping.is_pinned(template),
             last_used_at=self.keeping.last_used_at(template),
             source_verdict=source.verdict.value if source.verdict else None,

@@ -95,6 +95,8 @@ class TemplateStatus:
     # is verified, where that can be forged.
     signed: bool = False
     weak: str | None = None
+    # The other host that fetches it onto a storage that they share; this one waits for that.
+    waits_for: str | None = None
 
     @property
     def exact_name(self) -> str:

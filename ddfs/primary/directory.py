@@ -278,6 +278,10 @@ class DirectoryStorage:
         """Whether it may be fetched now: always, since nobody else has this storage."""
         return True
 
+    def holder(self, _content_id: str) -> str | None:
+        """Which other host keeps this one from fetching it: none."""
+        return None
+
     def disclaim(self, _content_id: str) -> None:
         """The fetch is over."""
 

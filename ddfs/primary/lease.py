@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ddfs.model.sharing import is_host_id
+
 log = logging.getLogger(__name__)
 
 # A host may be busy, and NFS caches attributes for up to a minute by default; that cache is
@@ -81,6 +83,16 @@ class Leases:
             if number and not self._is_free(stem, number):
                 return False
             return self._take(stem, number + 1)
+
+    def holder(self, stem: str) -> str | None:
+        """The id of the host that has it, as that one has written it; None where nobody does.
+
+        Raises ``OSError``.
+        """
+        number = self._newest(stem)
+        said = self._read(self._directory / f"{stem}.{number}") if number else ""
+        host = said.partition(" ")[0]
+        return host if host != _RELEASED and is_host_id(host) else None
 
     def is_held(self, stem: str) -> bool:
         """Whether it is still ours, by the directory itself."""

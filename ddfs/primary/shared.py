@@ -71,6 +71,15 @@ class SharedDirectoryStorage(DirectoryStorage):
                 return False
             return self._leases.claim(stem_of(content_id))
 
+    def holder(self, content_id: str) -> str | None:
+        """Who fetches *content_id* or deletes it, as people call that host."""
+        assert self._leases is not None
+        with self._translated("cannot see who else downloads"):
+            host = self._leases.holder(stem_of(content_id))
+            if host is None:
+                host = next((i.host for i in self.intents() if i.content_id == content_id), None)
+        return next((each.name for each in self.records() if each.host == host), host)
+
     def disclaim(self, content_id: str) -> None:
         """Let another host fetch it; it may also find it published."""
         if self._leases is not None:

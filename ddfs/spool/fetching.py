@@ -50,6 +50,9 @@ _READERS_LEAVE_SECONDS: Final = 2.0
 # How often a host that shares the storage asks whether another has ended its fetch.
 CLAIM_SECONDS: Final = 1.0
 
+# Who fetches it, where that is not known.
+_ANOTHER_HOST: Final = "another host"
+
 # In the place of a piece number: what a reader waits for who cannot be let in yet.
 _ANY: Final = -1
 
@@ -106,6 +109,8 @@ class Fetch:
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self.error: errors.DdfsError | None = None
+        # The host that fetches it onto a storage that hosts share, while this one waits for it.
+        self.waits_for: str | None = None
         self._with = surroundings
         self._transfer: Transfer | None = None
         self._grid: Grid | None = None
@@ -217,7 +222,10 @@ class Fetch:
             # Another host fetches it; what it publishes is seen at once.
             if (adopted := await self._adopt(manifest)) is not None:
                 return adopted
+            holder = await trio.to_thread.run_sync(storage.holder, content_id)
+            self.waits_for = holder or _ANOTHER_HOST
             await trio.sleep(CLAIM_SECONDS)
+        self.waits_for = None
         if (adopted := await self._adopt(manifest)) is not None:
             return adopted
         await reserve(storage, content_id, room_for(manifest), self._with.make_room)

@@ -22,7 +22,8 @@ class HoldingStatus:
     ``bytes_here`` are verified (without piece hashes: received) bytes. ``retry_in`` is in
     seconds, None unless the content rests after ``error``. ``mirrors`` are those of the
     running fetch, or of the last one since the daemon was started. ``primaries`` are the
-    storages on which it is published, the one of ``published`` first.
+    storages on which it is published, the one of ``published`` first. ``waits_for`` is the host
+    that fetches it onto a shared storage, while the fetch here waits for that.
     """
 
     state: SpoolState
@@ -35,6 +36,7 @@ class HoldingStatus:
     retry_in: float | None
     mirrors: tuple[MirrorStatistics, ...]
     primaries: tuple[str, ...] = ()
+    waits_for: str | None = None
 
 
 class Copying:
@@ -160,6 +162,7 @@ class Holding:
             ),
             mirrors=statistics.mirrors if statistics else self.mirrors,
             primaries=tuple(self.files),
+            waits_for=self.fetch.waits_for if self.fetch else None,
         )
 
     def _bytes_here(self, statistics: TransferStatistics | None) -> int:

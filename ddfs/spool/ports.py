@@ -58,6 +58,9 @@ class Storage(Protocol):
     def claim(self, content_id: str, /) -> bool:
         """Whether this host may fetch it; where hosts share the storage, one at a time may."""
 
+    def holder(self, content_id: str, /) -> str | None:
+        """Where :meth:`claim` says no: the name of the host that has it, None if it is not known."""
+
     def disclaim(self, content_id: str, /) -> None:
         """Let others fetch it; not claimed is fine."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from ddfs import errors
-from ddfs.cli.waiting import raise_if_missing, wait
+from ddfs.cli.waiting import describe, raise_if_missing, wait
 from ddfs.control.messages import TemplateStatus
 from tests.control.fake import make_status
 
@@ -46,3 +46,23 @@ def test_only_who_leaves_a_fetch_running_is_told_that_it_goes_on(
     with pytest.raises(KeyboardInterrupt):
         wait(Interrupted(), [make_status("a", state="downloading")], goes_on=goes_on)
     assert ("the fetch goes on" in capsys.readouterr().err) == goes_on
+
+
+@pytest.mark.parametrize(
+    ("host", "line"),
+    [
+        (None, "ddfs: the fetch goes on; end it with: ddfs cancel a\n"),
+        ("rack1", "ddfs: the fetch goes on on rack1; end it there with: ddfs cancel a\n"),
+    ],
+)
+def test_it_is_ended_where_it_runs(
+    host: str | None, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        wait(Interrupted(), [make_status("a", state="downloading")], host=host)
+    assert capsys.readouterr().err == line
+
+
+def test_it_is_said_whom_a_fetch_waits_for() -> None:
+    line = describe(make_status("a", state="downloading", waits_for="east\x1b"))
+    assert line.endswith("0 % of 1000 B here, waits for east\\x1b to fetch it")

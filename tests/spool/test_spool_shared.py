@@ -93,7 +93,10 @@ async def test_a_host_that_died_in_its_fetch_is_replaced(images: Path) -> None:
             began = trio.current_time()
             spool.demand(order, Demand.HAND)
             with trio.fail_after(30):
+                while spool.holding(order.content_id).waits_for != "dead":
+                    await trio.sleep(0.05)
                 await spool.wait_published(order)
+            assert spool.holding(order.content_id).waits_for is None
             assert trio.current_time() - began >= EXPIRY_SECONDS
         # It was only asleep, and would publish now.
         with pytest.raises(errors.StorageError, match="another host has taken over"):
