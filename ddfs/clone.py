@@ -21,7 +21,7 @@ import trio
 from ddfs import errors
 from ddfs.image import chain, disk, domain, rbd
 from ddfs.image.openers import processes_with_open
-from ddfs.model import MAX_SIZE, ImageFormat, PublishedFile, RbdPool, Template
+from ddfs.model import MAX_SIZE, ImageFormat, PublishedFile, RbdPool, Template, size_text
 from ddfs.templates import Templates
 
 T = TypeVar("T")
@@ -195,8 +195,8 @@ class Clones:
             return wanted
         if order.full and template.format not in _GROWING:
             raise errors.InvalidValueError(
-                f"a full copy of {template.file_name} stays as large as that is, {least} bytes; "
-                "make an overlay, or leave the size out"
+                f"a full copy of {template.file_name} stays as large as that is, "
+                f"{size_text(least)}; make an overlay, or leave the size out"
             )
         return -(-wanted // _SECTOR) * _SECTOR
 
@@ -318,7 +318,8 @@ def _stated_size(template: Template) -> int | None:
 def _refuse_size(template: Template, wanted: int, least: int) -> None:
     if not least <= wanted <= MAX_SIZE:
         raise errors.InvalidValueError(
-            f"a disk of {wanted} bytes cannot be made from {template.file_name}, which has {least}"
+            f"a disk of {size_text(wanted)} cannot be made from {template.file_name}, whose disk "
+            f"has {size_text(least)}: give that or more, or leave the size out"
         )
 
 

@@ -41,6 +41,7 @@ MAX_AMOUNT: Final = 2**63
 MAX_FETCHES_AT_ONCE: Final = 1000
 # The threads that receive, over all fetches, are no more.
 MAX_CONNECTIONS_PER_HOST: Final = 256
+_MAX_SHOWN: Final = 140  # of a value, in an error
 
 
 @dataclass(frozen=True)
@@ -366,7 +367,7 @@ def parse_amount(text: str) -> Amount:
 def validate_amount(value: float) -> Amount:
     """*value* bytes, if a disk may have so many."""
     if not 0 <= value <= MAX_AMOUNT:
-        raise errors.InvalidValueError(f"{value:.15g} bytes cannot be")
+        raise errors.InvalidValueError(f"{_number(value)} bytes cannot be")
     return Amount(int(value))
 
 
@@ -374,7 +375,7 @@ def validate_bandwidth(value: float) -> int:
     """*value* in whole bytes per second, if fetches can keep to it; 0 is no limit."""
     if value != 0 and not MIN_BANDWIDTH <= value <= MAX_BANDWIDTH:
         raise errors.InvalidValueError(
-            f"{value:.15g} bytes per second is no bandwidth to keep to: give 64KiB or more, "
+            f"{_number(value)} bytes per second is no bandwidth to keep to: give 64KiB or more, "
             "or 0 for no limit"
         )
     return int(value)
@@ -384,6 +385,22 @@ def _libvirt(table: _Table) -> LibvirtSettings:
     uri = table.text("uri", LibvirtSettings.uri)
     table.refuse_unknown()
     return LibvirtSettings(uri or LibvirtSettings.uri)
+
+
+def _number(value: float) -> str:
+    try:
+        return f"{value:.15g}"
+    except OverflowError:
+        return "so many"
+
+
+def _shown(value: object) -> str:
+    """What somebody wrote, as an error may repeat it."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a huge number"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 class _Table:
@@ -405,7 +422,7 @@ class _Table:
         self._known.add(key)
         value = self._values.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise errors.ConfigError(f"{self._full(key)}: {wanted}, not {value!r}")
+            raise errors.ConfigError(f"{self._full(key)}: {wanted}, not {_shown(value)}")
         return value
 
     def table(self, key: str) -> _Table:
@@ -419,7 +436,7 @@ class _Table:
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._take(key, list, "a list of strings") or []
         if not all(isinstance(item, str) for item in value):
-            raise errors.ConfigError(f"{self._full(key)}: a list of strings, not {value!r}")
+            raise errors.ConfigError(f"{self._full(key)}: a list of strings, not {_shown(value)}")
         return tuple(value)
 
     def number(self, key: str, default: float, low: float, high: float) -> float:
@@ -452,7 +469,7 @@ class _Table:
         self._known.add(key)
         value = self._values.get(key, False)
         if not isinstance(value, bool):
-            raise errors.ConfigError(f"{self._full(key)}: true or false, not {value!r}")
+            raise errors.ConfigError(f"{self._full(key)}: true or false, not {_shown(value)}")
         return value
 
     def amount(self, key: str) -> Amount | None:
@@ -469,7 +486,7 @@ class _Table:
         if value is None:
             return None
         if not value.startswith("/") or "\0" in value:
-            raise errors.ConfigError(f"{self._full(key)}: an absolute path, not {value!r}")
+            raise errors.ConfigError(f"{self._full(key)}: an absolute path, not {_shown(value)}")
         return Path(os.path.normpath(value))
 
     def path(self, key: str, default: Path) -> Path:

@@ -88,6 +88,8 @@ class Declaration:
     the image where there is neither) and ``keyring`` the keys that may have made it. ``file``
     chooses one of a metalink's, a checksum file's or an archive's files. ``size`` is the size
     in bytes after unpacking.
+    ``no_keyring``: the host's keys (``network.keyring``) are not asked; what signs this template is
+    not looked at, and its hashes count.
     ``unverified`` allows a source with nothing to check it by. ``check_every`` is in seconds.
     ``primary`` names the primary storage that it goes to.
     """
@@ -99,6 +101,7 @@ class Declaration:
     unpacked_checksum: Digest | None = None
     signature: str | None = None
     keyring: str | None = None
+    no_keyring: bool = False
     file: str | None = None
     size: int | None = None
     unverified: bool = False
@@ -112,6 +115,13 @@ class Declaration:
             raise errors.InvalidValueError(f"size: {self.size} bytes cannot be")
         if self.unverified and (self.checksum or self.checksum_url):
             raise errors.InvalidValueError("unverified: there is a checksum to verify it by")
+        if self.no_keyring and (self.keyring or self.signature):
+            what = "keyring" if self.keyring else "signature"
+            raise errors.InvalidValueError(f"no_keyring: there is a {what} to check it by")
+
+    def keys(self, of_host: str | None) -> str | None:
+        """The keys that count for it: its own, else those *of_host*, unless it wants none."""
+        return None if self.no_keyring else self.keyring or of_host
 
     def _move_login(self) -> None:
         """A login in the source becomes a header: sources are shown, headers are not."""
@@ -307,6 +317,7 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "unpacked_checksum": lambda value: Digest.parse(_text(value)),
     "signature": _address,
     "keyring": _path,
+    "no_keyring": _flag,
     "file": _text,
     "size": _whole,
     "unverified": _flag,

@@ -127,7 +127,10 @@ async def test_a_copy_in_ceph_is_raw_and_of_whole_sectors(lab: Lab) -> None:
         (CloneOrder("t", "old", "ceph", full=True, replace=True), "--replace cannot be used"),
         (CloneOrder("t", "a@b", "ceph", full=True), "a name with @"),
         (CloneOrder("t", "a/b", "ceph", full=True), "cannot be a volume's name"),
-        (CloneOrder("t", "new", "ceph", size=SIZE - 1, full=True), f"which has {SIZE}"),
+        (
+            CloneOrder("t", "new", "ceph", size=SIZE - 1, full=True),
+            f"whose disk has .*{SIZE} bytes.*: give that or more",
+        ),
         (CloneOrder("t", "old", "ceph", full=True), "has a volume old already"),
         (CloneOrder("t", "new", "other", full=True), "no storage pool called 'other'"),
     ],

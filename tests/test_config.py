@@ -73,6 +73,12 @@ def test_every_documented_key_is_read(tmp_path: Path) -> None:
         ("[fetch]\nat_onec = 4", "fetch.at_onec: unknown key"),
         ("this is no toml", "not valid TOML"),
         ("x = " + "9" * 5000, "not valid TOML"),
+        ("mountpoint = 0x" + "f" * 5000, "mountpoint: a path, not a huge number"),
+        ("[network]\nallow_networks = [0x" + "f" * 5000 + "]", "strings, not a huge number"),
+        ("[network]\nbandwidth = 0x" + "f" * 5000, "network.bandwidth: so many bytes per second"),
+        ("[network]\nbandwidth = 0x" + "f" * 500, "network.bandwidth: so many bytes per second"),
+        ("[primary.a]\npath = '/p'\nquota = 0x" + "f" * 500, "so many bytes cannot be"),
+        ("[gate]\nwait = 0x" + "f" * 5000, "gate.wait: between 0 and 300"),
         ("x = " + "[" * 5000, "not valid TOML"),
     ],
 )

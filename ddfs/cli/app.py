@@ -29,6 +29,7 @@ from ddfs.cli.source_options import (
     ChecksumUrlOption,
     FileOption,
     KeyringOption,
+    NoKeyringOption,
     SignatureOption,
     UnverifiedOption,
 )
@@ -98,6 +99,7 @@ def fetch(
     checksum_url: ChecksumUrlOption = None,
     signature: SignatureOption = None,
     keyring: KeyringOption = None,
+    no_keyring: NoKeyringOption = False,
     file: FileOption = None,
     unverified: UnverifiedOption = False,
     limit_rate: Annotated[
@@ -125,6 +127,7 @@ def fetch(
             checksum_url=checksum_url,
             signature=signature,
             keyring=keyring,
+            no_keyring=no_keyring,
             file=file,
             unverified=unverified,
             as_json=as_json,

@@ -35,7 +35,11 @@ VALUES: Final = {
 }
 # Those that may be repeated.
 REPEATED: Final = {"--seed": "seeds", "--header": "headers"}
-FLAGS: Final = {"--json": "as_json", "--unverified": "unverified"}
+FLAGS: Final = {
+    "--json": "as_json",
+    "--unverified": "unverified",
+    "--no-keyring": "no_keyring",
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class FetchRequest:
     signature: str | None = None
     keyring: str | None = None
     unverified: bool = False
+    no_keyring: bool = False
 
     def declaration(self) -> Declaration:
         """What it says about the source; :class:`~ddfs.errors.InvalidValueError`."""

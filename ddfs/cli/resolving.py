@@ -39,7 +39,7 @@ def judge_of(
     signature = manifest.signature
     if signature is None:
         return None
-    keyring = declaration.keyring or settings.network.keyring
+    keyring = declaration.keys(settings.network.keyring)
 
     async def judge(image: Path) -> None:
         try:

@@ -29,6 +29,10 @@ KeyringOption = Annotated[
     str | None,
     typer.Option("--keyring", metavar="FILE", help="OpenPGP keys, one of which must have signed."),
 ]
+NoKeyringOption = Annotated[
+    bool,
+    typer.Option("--no-keyring", help="Do not ask the settings' keys who has signed it."),
+]
 FileOption = Annotated[
     str | None,
     typer.Option(

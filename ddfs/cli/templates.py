@@ -18,6 +18,7 @@ from ddfs.cli.source_options import (
     ChecksumUrlOption,
     FileOption,
     KeyringOption,
+    NoKeyringOption,
     SignatureOption,
     UnverifiedOption,
 )
@@ -77,6 +78,7 @@ def add(
     checksum_url: ChecksumUrlOption = None,
     signature: SignatureOption = None,
     keyring: KeyringOption = None,
+    no_keyring: NoKeyringOption = False,
     file: FileOption = None,
     unverified: UnverifiedOption = False,
     unpacked_checksum: Annotated[
@@ -101,6 +103,7 @@ def add(
         checksum_url=checksum_url,
         signature=signature,
         keyring=None if keyring is None else absolute(keyring),
+        no_keyring=no_keyring,
         file=file,
         unverified=unverified,
         unpacked_checksum=unpacked_checksum,
@@ -109,7 +112,10 @@ def add(
         **for_daemon(access),
     )
     warn_of_exposed(access)
-    status = session_of(context).client.add_template(request)
+    _print_added(session_of(context).client.add_template(request), as_json)
+
+
+def _print_added(status: TemplateStatus, as_json: bool) -> None:
     if as_json:
         output.print_json(status)
         return
@@ -184,8 +190,7 @@ def remove(
     if as_json:
         output.print_json({"name": found, "purged": purge})
         return
-    # The daemon keeps a file while another name has the same content.
-    print(f"{found}: removed" + (", and its file if nothing else needs it" if purge else ""))
+    print(_removed(found, purge))
 
 
 group.command(epilog="Example: ddfs template check")(versions.check)
@@ -193,6 +198,12 @@ group.command(epilog="Example: ddfs template update debian-12")(versions.update)
 group.command(epilog="Example: ddfs template apply /etc/ddfs/templates.d --diff")(apply.apply)
 group.command(epilog="Example: ddfs template verify debian-12 --repair")(verify.verify)
 group.command(epilog="Example: ddfs template export > templates.toml")(apply.export)
+
+
+def _removed(name: str, purge: bool) -> str:
+    # The daemon keeps a file while another name has the same content.
+    files = "and its file in primary storage, unless another template has the same one"
+    return f"{name}: removed, {files}" if purge else f"{name}: removed"
 
 
 def _remove_all(session: Session, name: str, purge: bool, as_json: bool) -> None:
@@ -203,9 +214,12 @@ def _remove_all(session: Session, name: str, purge: bool, as_json: bool) -> None
         output.print_json(removed)
     else:
         for gone in removed.names:
-            print(f"{gone}: removed")
+            print(_removed(gone, purge))
     if removed.kept:
-        raise errors.TemplateInUseError("; ".join(removed.kept))
+        count = len(removed.kept) + len(removed.names)
+        raise errors.TemplateInUseError(
+            f"{len(removed.kept)} of {count} versions stay: {'; '.join(removed.kept)}"
+        )
 
 
 def register(app: typer.Typer) -> None:

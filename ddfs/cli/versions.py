@@ -9,7 +9,9 @@ import typer
 
 from ddfs import errors
 from ddfs.cli import output
+from ddfs.cli.paths import absolute
 from ddfs.cli.session import JsonOption, Session, complete_template, session_of
+from ddfs.cli.source_options import NoKeyringOption
 from ddfs.cli.text import one_line
 from ddfs.versions import Verdict
 
@@ -72,6 +74,11 @@ def update(
     size: Annotated[
         int | None, typer.Option(metavar="BYTES", help="Its size once it is unpacked.")
     ] = None,
+    keyring: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="OpenPGP keys, one of which has signed the new version."),
+    ] = None,
+    no_keyring: NoKeyringOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a new version of what the source is now; where it has not changed, none.
@@ -82,8 +89,17 @@ def update(
     from ddfs.control.version_messages import UpdateTemplate
 
     session = session_of(context)
-    wanted, source = _update_what(names or [], every, checksum, size)
-    request = UpdateTemplate(source, checksum, size)
+    if keyring is not None and no_keyring:
+        raise errors.InvalidValueError("--keyring: not together with --no-keyring")
+    given = {
+        "--checksum": checksum,
+        "--size": size,
+        "--keyring": keyring,
+        "--no-keyring": no_keyring or None,
+    }
+    wanted, source = _update_what(names or [], every, [k for k in given if given[k] is not None])
+    ring = None if keyring is None else absolute(keyring)
+    request = UpdateTemplate(source, checksum, size, ring, no_keyring or None)
     updated: list[Updated] = []
     failures: list[errors.DdfsError] = []
     chosen = families(session, wanted)
@@ -103,23 +119,21 @@ def update(
 
 
 def _update_what(
-    names: list[str], every: bool, checksum: str | None, size: int | None
+    names: list[str], every: bool, options: Sequence[str]
 ) -> tuple[list[str], str | None]:
+    """Which templates, and the new source of the only one; *options* are of one template."""
     if every:
-        if names or checksum or size:
-            raise errors.InvalidValueError("--all: goes with no name, checksum or size")
+        if names or options:
+            what = options[0] if options else "a name"
+            raise errors.InvalidValueError(f"--all: not together with {what}")
         return [], None
     if not names:
         raise errors.InvalidValueError("name a template, or give --all")
     *rest, last = names
     if len(names) == 2 and ("://" in last or last.startswith(("/", "./", "../"))):
-        from ddfs.cli.paths import absolute
-
         return rest, absolute(last)
-    if (checksum or size) and len(names) > 1:
-        raise errors.InvalidValueError(
-            f"--{'checksum' if checksum else 'size'}: goes with one name"
-        )
+    if options and len(names) > 1:
+        raise errors.InvalidValueError(f"{options[0]}: goes with one template, not {len(names)}")
     return names, None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -33,6 +34,12 @@ from ddfs.templates import Templates, progress_percent
 
 # libvirt's names for a disk's place (virDiskNameParse).
 _TARGET: Final = re.compile(r"(fd|hd|sd|vd|xvd|ubd)[a-z]{1,3}")
+
+# What libvirt does not say about a machine of type q35, whose ports are made when it is defined.
+_NO_PORT: Final = (
+    "; if it has no free port, give it one while it is off: virsh edit {domain}, and add "
+    "<controller type='pci' model='pcie-root-port'/>"
+)
 
 _limiter = trio.CapacityLimiter(2)
 
@@ -182,8 +189,10 @@ class DomainActions:
             )
         except errors.LibvirtError as error:
             # libvirt's own words name neither, as in "No more available PCI slots".
+            hint = _NO_PORT.format(domain=shlex.quote(domain)) if "PCI" in str(error) else ""
             raise errors.LibvirtError(
-                f"{template.file_name} is not attached to {domain} at {request.target}: {error}",
+                f"{template.file_name} is not attached to {domain} at {request.target}: "
+                f"{error}{hint}",
                 error.code,
             ) from error
         return AttachedDisk(domain, request.target, path, change)

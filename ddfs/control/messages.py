@@ -124,6 +124,7 @@ class AddTemplate:
     signature: str | None = None
     keyring: str | None = None
     size: int | None = None
+    no_keyring: bool = False
     unverified: bool = False
     check_every: int | None = None
     headers: tuple[str, ...] = ()

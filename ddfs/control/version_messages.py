@@ -28,7 +28,7 @@ class UpdateTemplate:
     """The body of ``POST /v1/templates/{name}/update``.
 
     What is not None is declared differently from now on; a new content may need a new
-    checksum, or to be unpacked to another size.
+    checksum, to be unpacked to another size, or be signed by another key.
     """
 
     __pydantic_config__ = _STRICT
@@ -36,6 +36,9 @@ class UpdateTemplate:
     source: str | None = None
     checksum: str | None = None
     size: int | None = None
+    # Either takes the place of the other.
+    keyring: str | None = None
+    no_keyring: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

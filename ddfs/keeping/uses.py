@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Final, Protocol
 from ddfs.image import chain
 from ddfs.image.domain import PoolTargets, layers_of_domain, parse
 from ddfs.image.header import ChainError, references
+from ddfs.image.openers import PASSING_SECONDS
 from ddfs.image.paths import Mountpoint
 from ddfs.keeping.judgement import Uses
 
@@ -246,14 +248,27 @@ class _Walk:
             users.append(owner)
 
     def look_at_processes(self) -> None:
-        """Whoever has a stored file open now, a loop device included."""
+        """Whoever has a stored file open now, a loop device included; not libvirt's refresh of a
+        pool, which is over when it is looked again.
+        """
+        opened = self._opened_now()
+        if opened:
+            time.sleep(PASSING_SECONDS)
+            opened = self._opened_now()
+        for path, owner in opened:
+            self._note(self.found.of_path, path, owner)
+
+    def _opened_now(self) -> list[tuple[str, str]]:
+        """Each with who has it open."""
+        found = []
         inodes = {inode for _, inode in self._stored}
         for owner, status in _open_files(inodes, devices=bool(self._stored_devices)):
             path = self._stored.get((status.st_dev, status.st_ino))
             if stat.S_ISBLK(status.st_mode):
                 path = self._stored_devices.get(status.st_rdev)
             if path is not None:
-                self._note(self.found.of_path, path, owner)
+                found.append((path, owner))
+        return found
 
 
 def _open_files(inodes: Set[int], *, devices: bool) -> Iterator[tuple[str, os.stat_result]]:

@@ -24,6 +24,19 @@ from ddfs.names import split_version, validate_template_name
 KiB: Final = 1024
 MiB: Final = 1024 * KiB
 GiB: Final = 1024 * MiB
+TiB: Final = 1024 * GiB
+
+
+def size_text(count: int) -> str:
+    """*count* bytes as people read it, and to the byte: ``20 GiB``, ``1.5 MiB (1573376 bytes)``."""
+    for unit, name in ((TiB, "TiB"), (GiB, "GiB"), (MiB, "MiB")):
+        if count >= unit:
+            exact = count % unit == 0
+            return (
+                f"{count // unit} {name}" if exact else f"{count / unit:.1f} {name} ({count} bytes)"
+            )
+    return f"{count} bytes"
+
 
 # The largest offset that pread() and the kernel's loff_t can say.
 MAX_SIZE: Final = 2**63 - 1

@@ -31,7 +31,7 @@ def keyring_for(declaration: Declaration, host_keyring: str | None) -> str | Non
     The template's own; or the host's, where a signature is named. Raises
     :class:`errors.RequestError` for a signature that no key could prove.
     """
-    ring = declaration.keyring or (host_keyring if declaration.signature else None)
+    ring = declaration.keys(host_keyring if declaration.signature else None)
     if declaration.signature and ring is None:
         raise errors.RequestError(
             f"{declaration.source}: a signature proves nothing without the keys that may have "
@@ -62,6 +62,11 @@ async def checksum_digests(
         return await trio.to_thread.run_sync(find, limiter=_READING)
     except errors.DocumentError as error:
         raise errors.DocumentError(f"{address}: {error}") from None
+    except errors.MirrorError as error:
+        if not declaration.checksum_url.startswith("/"):
+            raise
+        hint = f"a file of this host is written as file://{declaration.checksum_url}"
+        raise errors.MirrorError(error.url, f"{error.message}; {hint}") from error
 
 
 def is_archive(address: str) -> bool:

@@ -28,6 +28,12 @@ _SIGNED_ALONE: Final = "only a signature to verify it by: a reader waits for the
 # How many mirrors are asked about a file that only its signature verifies.
 _MAX_MIRRORS_LOOKED_AT: Final = 8
 
+# Of a signature that the host's keys do not know: not each publisher's are there.
+_NOT_OURS: Final = (
+    "; give its publisher's keys with --keyring FILE, or with --no-keyring nobody asks who has "
+    "signed it"
+)
+
 
 async def resolve(
     declaration: Declaration,
@@ -50,7 +56,7 @@ async def resolve(
     :class:`errors.MirrorsExhaustedError` when no size can be had.
     """
     ring = checks.keyring_for(declaration, keyring)
-    image_ring = declaration.keyring or keyring
+    image_ring = declaration.keys(keyring)
     declaration = await located(declaration)
     manifest = await _metalink(declaration, documents, location, ring)
     if image_ring is None and manifest is not None:
@@ -65,8 +71,9 @@ async def resolve(
         try:
             await checks.refuse_hopeless(manifest, image_ring)
         except errors.DocumentError as error:
+            hint = "" if declaration.keyring else _NOT_OURS
             raise errors.DocumentError(
-                f"{declaration.source}: {names.shown(manifest.name)}: {error}"
+                f"{declaration.source}: {names.shown(manifest.name)}: {error}{hint}"
             ) from None
     return with_packing(manifest, declaration)
 

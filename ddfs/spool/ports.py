@@ -59,7 +59,7 @@ class Storage(Protocol):
         """Whether this host may fetch it; where hosts share the storage, one at a time may."""
 
     def holder(self, content_id: str, /) -> str | None:
-        """Where :meth:`claim` says no: the name of the host that has it, None if it is not known."""
+        """Where :meth:`claim` says no: the name of the host that has it, None if unknown."""
 
     def disclaim(self, content_id: str, /) -> None:
         """Let others fetch it; not claimed is fine."""

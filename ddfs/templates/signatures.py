@@ -55,7 +55,7 @@ class Signatures:
         return list(dict.fromkeys([*named, *soon]))
 
     def _demand(self, signature: str, declared: Declaration) -> Demand:
-        return signature, declared.keyring or self._keyring
+        return signature, declared.keys(self._keyring)
 
     async def judge(self, content_id: str, image: Path) -> None:
         """Refuse a complete file (as mirrors have it) that is not signed as it has to be.

@@ -359,8 +359,9 @@ class Templates:
         The caller holds :meth:`changing` of the family. Raises why what is published is not
         signed so; then nothing has changed.
         """
-        before = self.declaration(template).keyring, template.signature
-        if (declaration.keyring, signature) == before:
+        known = self.declaration(template)
+        before = known.keyring, known.no_keyring, template.signature
+        if (declaration.keyring, declaration.no_keyring, signature) == before:
             return await self._write_declaration(template, declaration, signature)
         manifest = await trio.to_thread.run_sync(
             self._catalogue.manifest, template.content_id, limiter=self._limiter

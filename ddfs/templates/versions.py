@@ -223,7 +223,10 @@ class Versions:
             template = self._templates.newest(family)
             declared = self._templates.declaration(template)
             if changes:
-                declared = Declaration.from_plain({**declared.as_plain(), **changes})
+                plain = declared.as_plain()
+                if {"keyring", "no_keyring"} & changes.keys():
+                    plain = {k: v for k, v in plain.items() if k not in ("keyring", "no_keyring")}
+                declared = Declaration.from_plain({**plain, **changes})
             return await self._advance(template, declared)
 
     async def declare(self, name: str, declaration: Declaration) -> tuple[Template, bool]:

@@ -8,7 +8,9 @@ import json
 import pytest
 
 from ddfs import errors
+from ddfs.control.client import Client
 from ddfs.control.messages import AddTemplate
+from ddfs.control.version_messages import Updated, UpdateTemplate
 from tests.cli.conftest import Ddfs
 from tests.control.fake import FakeService, make_status
 
@@ -42,6 +44,35 @@ def test_add_sends_all_options_and_an_absolute_path(
     wanted = AddTemplate("n", f"{tmp_path}/a.meta4", "raw", "sha256:00", "b.img", "SUMS")
     keys = f"{tmp_path}/keys.asc"
     assert asked == [dataclasses.replace(wanted, signature="SUMS.gpg", keyring=keys)]
+
+
+def test_update_sends_keys_of_its_own_or_none(
+    ddfs: Ddfs, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    asked: list[UpdateTemplate] = []
+
+    def update(_client: Client, name: str, request: UpdateTemplate) -> Updated:
+        asked.append(request)
+        return Updated(make_status(name), is_new=True)
+
+    monkeypatch.setattr(Client, "update", update)
+    assert ddfs("template", "update", "debian-12", "--keyring", "new.asc").code == 0
+    assert ddfs("template", "update", "debian-12", "--no-keyring").code == 0
+    assert asked == [
+        UpdateTemplate(keyring=f"{tmp_path}/new.asc"),
+        UpdateTemplate(no_keyring=True),
+    ]
+    for words, says in (
+        (["a", "--keyring", "k", "--no-keyring"], "--keyring: not together with --no-keyring"),
+        (["a", "b", "--keyring", "k"], "--keyring: goes with one template, not 2"),
+        (["--all", "--no-keyring"], "--all: not together with --no-keyring"),
+        (["--all", "a"], "--all: not together with a name"),
+        ([], "name a template, or give --all"),
+    ):
+        refused = ddfs("template", "update", *words)
+        assert (refused.code, refused.err) == (errors.EXIT_REQUEST, f"ddfs: {says}\n")
+    assert len(asked) == 2
 
 
 def test_a_bad_name_is_refused_before_anybody_is_asked(ddfs: Ddfs, service: FakeService) -> None:

@@ -75,6 +75,16 @@ def test_a_malformed_address_is_said_without_what_may_be_a_login(key: str, addre
     assert "geheim" not in problem
 
 
+def test_keys_that_are_not_wanted() -> None:
+    mine, none = Declaration("https://a/b", keyring="/mine"), Declaration("https://a/b")
+    assert (mine.keys("/host"), none.keys("/host"), none.keys(None)) == ("/mine", "/host", None)
+    unasked = Declaration.from_plain({"source": "https://a/b", "no_keyring": True})
+    assert unasked.keys("/host") is None
+    for key in ("keyring", "signature"):
+        plain = {"source": "https://a/b", "no_keyring": True, key: "/mine"}
+        assert problems_of(plain) == [f"no_keyring: there is a {key} to check it by"]
+
+
 def test_unverified_and_a_checksum_are_a_contradiction() -> None:
     plain = {"source": "https://a/b", "unverified": True, "checksum": SHA256}
     assert problems_of(plain) == ["unverified: there is a checksum to verify it by"]

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from ddfs.image import openers
 from ddfs.image.domain import PoolTargets
 from ddfs.image.openers import processes_with_open
 from ddfs.image.paths import Mountpoint
+from ddfs.keeping import uses as looked
 from ddfs.keeping.uses import Pool, find_uses
 
 CONTENT = "sha-256:" + "ab" * 32
@@ -159,7 +161,9 @@ while True:
 """
 
 
-def test_uses_a_descriptor_that_is_closed_meanwhile_hides_no_other(lab):
+def test_uses_a_descriptor_that_is_closed_meanwhile_hides_no_other(lab, monkeypatch):
+    for module in (openers, looked):
+        monkeypatch.setattr(module, "PASSING_SECONDS", 0.0)
     with lab.published.open("rb") as file:
         restless = subprocess.Popen(
             [sys.executable, "-c", RESTLESS], stdin=file, stdout=subprocess.PIPE
@@ -173,6 +177,21 @@ def test_uses_a_descriptor_that_is_closed_meanwhile_hides_no_other(lab):
     finally:
         restless.kill()
         restless.communicate()
+
+
+def test_uses_who_has_it_open_in_passing_is_no_user(lab, monkeypatch):
+    """As libvirtd has each file of a pool that it refreshes."""
+    passing = lab.published.open("rb")
+    holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=passing, pass_fds=())
+    passing.close()
+
+    def pass_by(_seconds):
+        holder.kill()
+        holder.wait()
+
+    monkeypatch.setattr(looked.time, "sleep", pass_by)
+    assert lab.users() == []
+    assert holder.poll() is not None
 
 
 @pytest.mark.parametrize(

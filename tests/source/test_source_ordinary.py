@@ -206,6 +206,13 @@ async def test_the_signature_of_the_image_counts_where_nobody_signed_the_metalin
         Declaration(META), documents=web, location=None, keyring=str(signer.keyring)
     )
     assert found.signature is not None
+    found = await source.resolve(
+        Declaration(META, no_keyring=True),
+        documents=web,
+        location=None,
+        keyring=str(signer.keyring),
+    )
+    assert (found.signature, found.is_readable_early) == (None, True)
     # A signed metalink vouches for its hashes, and a signed checksum file for its own.
     web.files[f"{META}.asc"] = signer.detached(web.files[META])  # type: ignore[arg-type]
     found = await resolve(web, META, **declared)
@@ -245,6 +252,20 @@ async def test_a_signature_that_no_bytes_can_make_good(signer: Signer):
     web.files[META] = with_signature(text(manifest("m")), b"no signature")
     with pytest.raises(errors.DocumentError, match=r"meta4: 'a.img': its signature is none"):
         await resolve(web, META, keyring=str(signer.keyring))
+    with pytest.raises(errors.DocumentError, match="--no-keyring nobody asks who has signed it"):
+        await source.resolve(
+            Declaration(META), documents=web, location=None, keyring=str(signer.keyring)
+        )
+
+
+async def test_a_checksum_file_that_is_a_path_and_not_there_is_explained():
+    web = site()
+    hint = "a file of this host is written as file:///etc/SUMS"
+    with pytest.raises(errors.MirrorError, match=hint):
+        await resolve(web, checksum_url="/etc/SUMS")
+    with pytest.raises(errors.MirrorError) as caught:
+        await resolve(web, checksum_url="etc/SUMS")
+    assert "file://" not in str(caught.value)
 
 
 async def test_a_signature_without_any_hash_is_for_one_state_of_one_mirror(signer: Signer):
