@@ -106,7 +106,7 @@ class Leases:
             held = self._held.pop(stem, None)
             if held is not None and not held.is_lost:
                 with contextlib.suppress(OSError):
-                    held.path.write_text(_RELEASED)
+                    self._say(held.path, _RELEASED)
 
     def close(self) -> None:
         """Release all."""
@@ -134,8 +134,14 @@ class Leases:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             return False
-        held = self._held[stem] = _Held(path, secrets.token_hex(16))
-        self._write(held)
+        held = _Held(path, secrets.token_hex(16))
+        try:
+            self._write(held)
+        except OSError:
+            # Nobody's: others would wait for the end of it.
+            path.unlink(missing_ok=True)
+            raise
+        self._held[stem] = held
         self._watched.pop(stem, None)
         for older in self._numbers(stem):
             if older < number:
@@ -151,7 +157,18 @@ class Leases:
             self.beat()
 
     def _write(self, held: _Held) -> None:
-        held.path.write_text(f"{self._host_id} {held.secret} {held.count}")
+        self._say(held.path, f"{self._host_id} {held.secret} {held.count}")
+
+    @staticmethod
+    def _say(path: Path, text: str) -> None:
+        """Over what is there: a disk that is full meanwhile takes nobody's lease away."""
+        data = text.encode("ascii")
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, data, 0)
+            os.ftruncate(fd, len(data))
+        finally:
+            os.close(fd)
 
     def _is_ours(self, stem: str, held: _Held) -> bool:
         if held.is_lost or self._newest(stem) != int(held.path.suffix[1:]):

@@ -48,6 +48,11 @@ class UsesDirectory:
         self._directory = directory
         self._host_id = host_id
 
+    def sweep(self) -> None:
+        """Delete what this host was writing when it was killed. Before it writes anything."""
+        for path in self._directory.glob(f"*.{self._host_id}{_FRESH}"):
+            path.unlink(missing_ok=True)
+
     # Records
 
     def register(self) -> None:

@@ -1,11 +1,14 @@
 """Leases between hosts: their clocks do not matter, their deaths do."""
 
+import contextlib
 import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from primary_filesystems import mounted
 
+from ddfs.model import MiB
 from ddfs.primary.lease import Leases
 
 
@@ -142,3 +145,27 @@ def test_lease_is_never_held_by_two(tmp_path_factory, steps):
             hosts.leases[number] = hosts.new(number)
         assert sum(lease.is_held("x") for lease in hosts.leases) <= 1
     hosts.close()
+
+
+def fill(path):
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(MiB)):
+            pass
+
+
+def test_a_disk_that_is_full_takes_no_lease_away(tmp_path):
+    with mounted("tmpfs", tmp_path) as directory:
+        a, b = Leases(directory, "a", beat_seconds=3600), Leases(directory, "b", beat_seconds=3600)
+        assert a.claim("x")
+        fill(directory / "full")
+        with pytest.raises(OSError, match="space"):
+            b.claim("y")
+        a.beat()
+        assert a.is_held("x")
+        (directory / "full").unlink()
+        a.beat()
+        assert a.is_held("x")
+        # What could not be taken is nobody's.
+        assert a.claim("y")
+        a.close()
+        b.close()
