@@ -160,7 +160,7 @@ async def _serve_on(
             HostDeployments(deployments, templates),
             later,
         )
-        verifications = Verifications(templates, catalogue.families, surroundings)
+        verifications = Verifications(templates, catalogue.families, surroundings, spool.repairing)
         versioning = Versioning(templates, versions, host.status_of, host.remove_one)
         sockets = settings.socket, settings.reader_socket, settings.socket_group
         more = [version_routes(versioning), verify_routes(templates, verifications)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ddfs import errors
-from ddfs.model import ByteRange, PublishedFile
+from ddfs.model import ByteRange, Digest, PublishedFile
 from ddfs.primary import kernel, mend, preparation, publish
 from ddfs.primary.room import Ledger, Room, megabytes
 from ddfs.primary.stems import content_of, stem_of
@@ -217,10 +217,13 @@ class DirectoryStorage:
         since device numbers change at a reboot. Owner and ctime are libvirt's to change.
         One that is intact counts against the quota from now on, one that is not does no more.
         """
+        is_mended = published.path in self._mending
         found = self.identify(Path(published.path))
+        # Looked at while it was written to, whichever of the two began or ended first.
+        is_mended = is_mended or published.path in self._mending
         is_intact = (
             found is not None
-            and self._is_same_file(found, published)
+            and self._is_same_file(found, published, is_mended)
             and found.device in (published.device, self._device)
         )
         if is_intact:
@@ -254,8 +257,9 @@ class DirectoryStorage:
         finally:
             self._mending.discard(published.path)
 
-    def _is_same_file(self, found: PublishedFile, published: PublishedFile) -> bool:
-        if published.path in self._mending:
+    @staticmethod
+    def _is_same_file(found: PublishedFile, published: PublishedFile, is_mended: bool) -> bool:
+        if is_mended:
             return found.inode == published.inode
         return publish.is_same_file(found, published)
 
@@ -284,6 +288,13 @@ class DirectoryStorage:
 
     def disclaim(self, _content_id: str) -> None:
         """The fetch is over."""
+
+    def say(self, _content_id: str, _size: int, _digest: Digest) -> None:
+        """Nobody is there to be told."""
+
+    def said_of(self, _content_id: str) -> tuple[int, Digest] | None:
+        """Nothing: only this host publishes here."""
+        return None
 
     # Room
 

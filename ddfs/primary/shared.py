@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Final
 
 from ddfs import errors
-from ddfs.model import PublishedFile
+from ddfs.model import Digest, PublishedFile
 from ddfs.model.sharing import HostRecord, Intent, UsesRecord, is_host_id
 from ddfs.primary import kernel, lease
 from ddfs.primary.directory import DirectoryStorage
+from ddfs.primary.sayings import Sayings
 from ddfs.primary.stems import stem_of
 from ddfs.primary.uses import UsesDirectory
 
 _HOST: Final = "host-"
 _LEASES: Final = "leases"
 _USES: Final = "uses"
+_SAYINGS: Final = "contents"
 
 # As model.Template.published_name ends.
 _PUBLISHED: Final = re.compile(r"@[0-9a-f]{12}\.[a-z0-9]+$")
@@ -52,8 +54,15 @@ class SharedDirectoryStorage(DirectoryStorage):
         self._beat_seconds = beat_seconds
         self._leases: lease.Leases | None = None
         self._uses: UsesDirectory | None = None
+        self._sayings: Sayings | None = None
         # The names of files that everybody has agreed to delete.
         self._agreed: set[str] = set()
+
+    def prepare(self) -> None:
+        """As the base, and ends what a killed daemon of this host had begun to write."""
+        super().prepare()
+        with self._translated("cannot be written to"):
+            self.uses.sweep()
 
     def close(self) -> None:
         """Let go of everything; partial files stay."""
@@ -84,6 +93,18 @@ class SharedDirectoryStorage(DirectoryStorage):
         """Let another host fetch it; it may also find it published."""
         if self._leases is not None:
             self._leases.release(stem_of(content_id))
+
+    def say(self, content_id: str, size: int, digest: Digest) -> None:
+        """To all hosts, and for ever."""
+        assert self._sayings is not None
+        with self._translated("cannot say what a download came to"):
+            self._sayings.say(stem_of(content_id), size, digest)
+
+    def said_of(self, content_id: str) -> tuple[int, Digest] | None:
+        """By whichever host has published it last."""
+        assert self._sayings is not None
+        with self._translated("cannot see what a download came to"):
+            return self._sayings.said_of(stem_of(content_id))
 
     def publish(self, partial: Path, name: str) -> PublishedFile:
         """As the base; not when another host has taken over meanwhile."""
@@ -205,8 +226,9 @@ class SharedDirectoryStorage(DirectoryStorage):
     def _find_partial_dir(self) -> Path:
         shared = super()._find_partial_dir()
         mine, leases, uses = shared / (_HOST + self.host_id), shared / _LEASES, shared / _USES
+        sayings = shared / _SAYINGS
         with self._translated("cannot be written to"):
-            for directory in (mine, leases, uses):
+            for directory in (mine, leases, uses, sayings):
                 directory.mkdir(mode=0o700, exist_ok=True)
                 kernel.own(directory)
         self._leases = lease.Leases(
@@ -216,4 +238,5 @@ class SharedDirectoryStorage(DirectoryStorage):
             beat_seconds=self._beat_seconds,
         )
         self._uses = UsesDirectory(uses, self.host_id)
+        self._sayings = Sayings(sayings, self.host_id)
         return mine

@@ -23,6 +23,7 @@ from ddfs.spool.partial import storage_errors
 from ddfs.spool.ports import Storage
 from ddfs.spool.publishing import publish
 from ddfs.spool.room import adopt, reserve
+from ddfs.spool.standing import find_standing
 from ddfs.spool.verify import holds_all_digests
 
 # Until what others may go on with is said to them; it expires anyway.
@@ -89,15 +90,11 @@ def _check_cancelled() -> None:
 async def _adopt(
     order: Order, manifest: Manifest, target: Storage, around: Surroundings
 ) -> PublishedFile | None:
-    path = target.path / order.published_name
-    if await trio.to_thread.run_sync(target.identify, path) is None:
+    name = order.published_name
+    limiter = around.ledger_limiter
+    if await find_standing(target, name, manifest, around.ledger, limiter) is None:
         return None
-    if not await trio.to_thread.run_sync(holds_all_digests, path, manifest.published):
-        raise errors.NameTakenError(
-            f"{path}: a file with other bytes has this name; it is not touched. "
-            "Move it away, then try again"
-        )
-    return await adopt(target, order.content_id, order.published_name, around.make_room)
+    return await adopt(target, order.content_id, name, around.make_room)
 
 
 async def _verify(path: Path, manifest: Manifest) -> None:

@@ -35,13 +35,10 @@ from ddfs.spool.queue import Place
 from ddfs.spool.regain import regain
 from ddfs.spool.room import MakeRoom, adopt, reserve
 from ddfs.spool.seed import plant
+from ddfs.spool.standing import FILES, find_standing, say
 from ddfs.spool.unpacking import room_for, unpack
-from ddfs.spool.verify import holds_all_digests
 
 log = logging.getLogger(__name__)
-
-# Whole files are hashed and inspected here; two at once saturate a disk.
-_file_limiter = trio.CapacityLimiter(2)
 
 # Readers of a partial file wait for its disk only, never for a network. Who is not done by
 # then closes it himself.
@@ -214,9 +211,7 @@ class Fetch:
         raise errors.CancelledFetchError("the fetch was cancelled; what is here is kept")
 
     async def _run(self) -> PublishedFile:
-        manifest = await trio.to_thread.run_sync(
-            self._with.ledger.manifest, self.order.content_id, limiter=self._with.ledger_limiter
-        )
+        manifest = await self._manifest()
         storage, content_id = self._with.storage, self.order.content_id
         while not await trio.to_thread.run_sync(storage.claim, content_id):
             # Another host fetches it; what it publishes is seen at once.
@@ -230,7 +225,7 @@ class Fetch:
             return adopted
         await reserve(storage, content_id, room_for(manifest), self._with.make_room)
         done = await trio.to_thread.run_sync(storage.finish_publishing, content_id)
-        if done is not None:
+        if done is not None and await self._is_signed(Path(done.path), manifest):
             return done
         files = storage.partial_path(content_id), storage.journal_path(content_id)
         if manifest.is_unpinned:
@@ -250,7 +245,14 @@ class Fetch:
         if manifest.is_unpinned:
             await self._pin(manifest, self._partial, grants)
         path = await self._unpacked(manifest, self._partial)
-        return await self._publish(path)
+        # Of what stands there under its name only now can be said whether it is the same.
+        manifest = await self._manifest()
+        return await self._adopt(manifest, is_judged=True) or await self._publish(path)
+
+    async def _manifest(self) -> Manifest:
+        return await trio.to_thread.run_sync(
+            self._with.ledger.manifest, self.order.content_id, limiter=self._with.ledger_limiter
+        )
 
     async def _pin(self, manifest: Manifest, partial: PartialFile, grants: Grants | None) -> None:
         """Before it has a name: whatever happens then, its bytes are bound."""
@@ -258,30 +260,19 @@ class Fetch:
         await trio.to_thread.run_sync(
             self._with.ledger.pin, self.order.content_id, digest, limiter=self._with.ledger_limiter
         )
+        await say(self._with.storage, self.order.content_id, self.order.size, digest.hexdigest)
         log.warning("%s: unverified; from now on it is %s", self.order.published_name, digest)
 
-    async def _adopt(self, manifest: Manifest) -> PublishedFile | None:
+    async def _adopt(self, manifest: Manifest, *, is_judged: bool = False) -> PublishedFile | None:
         """Use the file that already has the name, if it has the bytes; never fetch twice."""
-        path = self._with.storage.path / self.order.published_name
-        found = await trio.to_thread.run_sync(self._with.storage.identify, path)
-        if found is None:
+        around, name = self._with, self.order.published_name
+        path = await find_standing(
+            around.storage, name, manifest, around.ledger, around.ledger_limiter
+        )
+        if path is None or not (is_judged or await self._is_signed(path, manifest)):
             return None
-        holds = await trio.to_thread.run_sync(
-            holds_all_digests, path, manifest.published, limiter=_file_limiter
-        )
-        if not holds:
-            raise errors.NameTakenError(
-                f"{path}: a file with other bytes has this name; it is not touched. "
-                "Move it away, then try again"
-            )
-        await self._judge_adopted(path, manifest)
         log.info("%s: already in primary storage, its hash is right: used as it is", path)
-        return await adopt(
-            self._with.storage,
-            self.order.content_id,
-            self.order.published_name,
-            self._with.make_room,
-        )
+        return await adopt(around.storage, self.order.content_id, name, around.make_room)
 
     async def _judge(self, image: Path) -> None:
         """Refuse *image*, complete and as mirrors have it, if it is not signed as it has to be."""
@@ -289,15 +280,16 @@ class Fetch:
         if self._with.judge is not None:
             await self._with.judge.judge(self.order.content_id, image)
 
-    async def _judge_adopted(self, path: Path, manifest: Manifest) -> None:
+    async def _is_signed(self, path: Path, manifest: Manifest) -> bool:
+        """Whether what stands at *path* may be used; False where only its packed file, which has
+        to be fetched, can tell. Raises why it may not.
+        """
         judge = self._with.judge
-        if judge is None or manifest.packing is None or not judge.is_asked_for(manifest.content_id):
-            await self._judge(path)
-            return
-        raise errors.NameTakenError(
-            f"{path}: it is here unpacked, and its signature is of the packed file; move it away, "
-            "then try again"
-        )
+        is_asked = judge is not None and judge.is_asked_for(manifest.content_id)
+        if manifest.packing is not None and is_asked:
+            return False
+        await self._judge(path)
+        return True
 
     async def _transmit(
         self, manifest: Manifest, partial: PartialFile, grants: Grants | None
@@ -403,7 +395,7 @@ class Fetch:
             self._with.inspector.inspect_file,
             path,
             self.order.format,
-            limiter=_file_limiter,
+            limiter=FILES,
         )
         return await publish(self._with.storage, path, self.order.published_name)
 

@@ -80,6 +80,8 @@ class Holding:
         self.evicted: trio.Event | None = None
         # Somebody wants it, who cannot be told yet whether it has to be fetched.
         self.is_awaited = False
+        # How many write into its files.
+        self.repairs = 0
         # How often it was used since the daemon was started.
         self.uses = 0
         self.last_error: str | None = None
@@ -89,6 +91,11 @@ class Holding:
     def published(self) -> PublishedFile | None:
         """The file on the preferred storage, if there is one."""
         return next(iter(self.files.values()), None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is under way that deleting it would disturb."""
+        return bool(self.fetch or self.is_going or self.copying or self.repairs)
 
     @property
     def obstacle(self) -> trio.Event | None:

@@ -5,7 +5,8 @@ hosts that share it agree on their end.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 
 import trio
 
@@ -52,6 +53,8 @@ class Leaving:
             raise errors.TemplateInUseError("it is being fetched; end that with ddfs cancel")
         if holding.copying:
             raise errors.TemplateInUseError("it is being copied to another primary storage")
+        if holding.repairs:
+            raise errors.TemplateInUseError("it is being repaired; try again when that has ended")
         holding.is_going = True
         try:
             await self._delete(content_id, holding)
@@ -66,7 +69,7 @@ class Leaving:
         :meth:`uses` said *uses*; whether it is gone. Who wants it meanwhile has it fetched again.
         """
         holding = self._holdings.get(content_id)
-        if holding is None or holding.fetch is not None or holding.is_going or holding.copying:
+        if holding is None or holding.is_busy:
             return False
         # What is withheld nobody can have used: all hosts have agreed.
         is_unused = primary in holding.withheld or (
@@ -91,6 +94,21 @@ class Leaving:
             holding.evicted = None
             evicted.set()
         return True
+
+    @contextmanager
+    def repairing(self, content_id: str) -> Iterator[None]:
+        """Inside, nothing of it is deleted from here: neither its files nor what a repair fetches
+        beside them, whose names would be free for a fetch. Raises
+        :class:`errors.TemplateInUseError` while that is going on.
+        """
+        holding = self._holdings.get(content_id)
+        if holding is None or holding.is_going:
+            raise errors.TemplateInUseError("it is being deleted")
+        holding.repairs += 1
+        try:
+            yield
+        finally:
+            holding.repairs -= 1
 
     async def _delete(self, content_id: str, holding: Holding) -> None:
         for primary in list(holding.all_files()):
@@ -134,8 +152,7 @@ class Leaving:
         holding = self._holdings.get(content_id)
         if holding is None:
             return True
-        is_busy = holding.fetch or holding.is_going or holding.copying
-        if uses is not None and (is_busy or holding.uses != uses):
+        if uses is not None and (holding.is_busy or holding.uses != uses):
             return False
         file = holding.files.pop(primary, None)
         if file is not None:

@@ -64,6 +64,12 @@ class Storage(Protocol):
     def disclaim(self, content_id: str, /) -> None:
         """Let others fetch it; not claimed is fine."""
 
+    def say(self, content_id: str, size: int, digest: Digest, /) -> None:
+        """Tell the hosts that share it, if any do, what a content turned out to be."""
+
+    def said_of(self, content_id: str, /) -> tuple[int, Digest] | None:
+        """What one of them has said: the size and the hash of what is published."""
+
     def discard(self, content_id: str) -> None:
         """Remove the partial file, its journal and all else that is kept of a fetch."""
 

@@ -74,6 +74,7 @@ class Spool:
         leaving = Leaving(self._holdings, self._storages, surroundings, self._files, on_change)
         self.leaving = leaving
         self.purge, self.evict = leaving.purge, leaving.evict
+        self.repairing = leaving.repairing
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own all fetches until cancelled. Started when what a crash left is put right."""
@@ -115,8 +116,12 @@ class Spool:
 
     def is_stored(self, content_id: str) -> bool:
         """Whether there is a complete file of it, one that is not to be used now included."""
+        return bool(self.files_of(content_id))
+
+    def files_of(self, content_id: str) -> Sequence[PublishedFile]:
+        """Its complete files on all storages, those included that are not to be used now."""
         holding = self._holdings.get(content_id)
-        return holding is not None and bool(holding.all_files())
+        return tuple(holding.all_files().values()) if holding is not None else ()
 
     @property
     def primaries(self) -> tuple[str, ...]:

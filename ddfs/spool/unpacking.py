@@ -18,6 +18,7 @@ from ddfs.model import HEAD_LENGTH, Manifest, Packing
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.ports import Heads, Ledger, Storage, Unpack, Unpacked
 from ddfs.spool.room import MakeRoom, reserve
+from ddfs.spool.standing import say
 
 # One saturates a core, and holds its decoder's window.
 _LIMITER: Final = trio.CapacityLimiter(2)
@@ -68,6 +69,7 @@ async def unpack(
         unpacked.sha256,
         limiter=ledger_limiter,
     )
+    await say(storage, content_id, unpacked.size, unpacked.sha256)
     await trio.to_thread.run_sync(heads.put, content_id, head)
     return path
 

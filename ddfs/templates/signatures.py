@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddfs import errors, source
 from ddfs.declaration import Declaration
-from ddfs.model import Manifest
+from ddfs.model import Manifest, PublishedFile
 from ddfs.spool.spool import Spool
 
 # The armored signature, and the path of the keys that may have made it, if there are any.
@@ -83,24 +83,27 @@ class Signatures:
         try:
             # A fetch that publishes now may not have heard of it.
             await self._spool.wait_while_publishing(content_id)
-            if self._spool.published(content_id) is not None:
-                await self._judge_published(manifest, demand)
+            # Also one that is not to be used now: it may come back.
+            for published in self._spool.files_of(content_id):
+                await self._judge_published(manifest, published, demand)
             yield
         finally:
             self._soon.remove(entry)
 
-    async def _judge_published(self, manifest: Manifest, demand: Demand) -> None:
+    async def _judge_published(
+        self, manifest: Manifest, published: PublishedFile, demand: Demand
+    ) -> None:
         if manifest.packing is not None:
             raise errors.RequestError(
                 f"{manifest.name}: it is here unpacked, and its signature is of the packed file; "
                 "remove it with --purge, then declare it again"
             )
-        published = self._spool.published(manifest.content_id)
-        assert published is not None
         try:
             await source.judge_image(Path(published.path), *demand)
         except errors.SignatureError as error:
             raise errors.SignatureError(f"{published.path}: {error}") from None
         except errors.StorageError:
-            if await self._spool.confirm_published(manifest.content_id) is not None:
+            # One that is gone counts no more, and is judged when it is fetched again.
+            await self._spool.confirm_published(manifest.content_id)
+            if published in self._spool.files_of(manifest.content_id):
                 raise

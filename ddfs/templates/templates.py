@@ -280,9 +280,6 @@ class Templates:
             log.warning("%s: %s", registration.name, failure)
         virtual_size = facts.virtual_size if facts.virtual_size != MAX_SIZE else None
         content_id = manifest.content_id
-        # A verified head is not replaced by one that a mirror only claims.
-        if head.verified or not self.with_content(content_id):
-            await trio.to_thread.run_sync(self._heads.put, content_id, head.data)
 
         def write_down() -> Template:
             return self._catalogue.add_template(
@@ -296,7 +293,11 @@ class Templates:
                 seen=resolved.seen,
             )
 
-        async with self.signatures.binding(manifest, declared):
+        # The head goes with the last name of a content, which may be removed meanwhile.
+        async with self.changing(content_id), self.signatures.binding(manifest, declared):
+            # A verified head is not replaced by one that a mirror only claims.
+            if head.verified or not self.with_content(content_id):
+                await trio.to_thread.run_sync(self._heads.put, content_id, head.data)
             with trio.CancelScope(shield=True):
                 template = await trio.to_thread.run_sync(write_down, limiter=self._limiter)
             self._index.add(template)
@@ -319,25 +320,26 @@ class Templates:
         template = self.get(name)
         async with self.changing(template.family):
             template = self.get(name)
-            is_last = len(self.with_content(template.content_id)) == 1
-            if is_last and self._spool.is_fetching(template.content_id):
-                raise errors.TemplateInUseError(
-                    f"{template.file_name} is being fetched; end that with: ddfs cancel {name}"
-                )
-            with trio.CancelScope(shield=True):
-                if is_last and (purge or not self._spool.is_stored(template.content_id)):
-                    await self._spool.purge(template.content_id)
-                await trio.to_thread.run_sync(
-                    self._catalogue.remove_template, name, limiter=self._limiter
-                )
-                self._index.remove(template)
-                self._declarations.pop(name, None)
-                if not self.versions(template.family):
-                    self.source_states.pop(template.family, None)
-                self._on_removed(template)
-                if is_last:
-                    await trio.to_thread.run_sync(self._heads.remove, template.content_id)
-            log.info("%s: removed", template.file_name)
+            async with self.changing(template.content_id):
+                is_last = len(self.with_content(template.content_id)) == 1
+                if is_last and self._spool.is_fetching(template.content_id):
+                    raise errors.TemplateInUseError(
+                        f"{template.file_name} is being fetched; end that with: ddfs cancel {name}"
+                    )
+                with trio.CancelScope(shield=True):
+                    if is_last and (purge or not self._spool.is_stored(template.content_id)):
+                        await self._spool.purge(template.content_id)
+                    await trio.to_thread.run_sync(
+                        self._catalogue.remove_template, name, limiter=self._limiter
+                    )
+                    self._index.remove(template)
+                    self._declarations.pop(name, None)
+                    if not self.versions(template.family):
+                        self.source_states.pop(template.family, None)
+                    self._on_removed(template)
+                    if is_last:
+                        await trio.to_thread.run_sync(self._heads.remove, template.content_id)
+                log.info("%s: removed", template.file_name)
 
     async def discard(self, name: str) -> None:
         """Delete what an unfinished fetch of *name* left; nothing where it is published.
@@ -386,7 +388,9 @@ class Templates:
 
     @asynccontextmanager
     async def changing(self, family: str) -> AsyncIterator[None]:
-        """One change of a name, in whichever version, at a time."""
+        """One change of a name, in whichever version, at a time; or, inside, of the names of a
+        content, whose id is nobody's name.
+        """
         lock = self._changing.setdefault(family, trio.Lock())
         try:
             async with lock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack
@@ -89,11 +90,17 @@ class Verifications:
     """The jobs of one host. Used as ``nursery.start(verifications.run)``."""
 
     def __init__(
-        self, templates: Templates, fingerprints: Fingerprints, surroundings: Surroundings
+        self,
+        templates: Templates,
+        fingerprints: Fingerprints,
+        surroundings: Surroundings,
+        repairing: Callable[[str], AbstractContextManager[None]],
     ) -> None:
+        """Inside *repairing*, nothing of a content is deleted."""
         self._templates = templates
         self._fingerprints = fingerprints
         self._with = surroundings
+        self._repairing = repairing
         self._jobs: dict[str, Job] = {}
         self._settled: set[str] = set()
         self._nursery: trio.Nursery | None = None
@@ -181,7 +188,8 @@ class Verifications:
         known = pieces if findings.can_tell else None
         others = self._siblings(job.template, published)
         around = replace(self._with, storage=self._templates.storage_of(job.template))
-        await repair(published, manifest, known, findings, others, around)
+        with self._repairing(job.template.content_id):
+            await repair(published, manifest, known, findings, others, around)
         again = await self._examine(job, published, manifest, pieces)
         if again.damaged:
             raise errors.StorageError(

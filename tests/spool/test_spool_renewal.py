@@ -132,3 +132,26 @@ async def test_what_a_fetch_of_the_same_has_is_left_to_it(tmp_path: Path) -> Non
                 assert content_id in host.storage._room.contents()
             finally:
                 theirs.close()
+
+
+async def test_nothing_is_deleted_beside_a_repair(tmp_path: Path) -> None:
+    """Its packed file has the name that a fetch of the same would give its own."""
+    async with MirrorLab() as lab, world(tmp_path, ledger=Ledger()) as host:
+        manifest = packed_manifest(PACKED, [lab.mirror(PACKED)])
+        content_id = manifest.content_id
+        with trio.fail_after(30):
+            file = await published(host, manifest)
+            with host.spool.repairing(content_id):
+                assert not await host.spool.evict(content_id, "default", 1)
+                uses = host.spool.uses(content_id)
+                assert not host.spool.leaving.withhold(content_id, "default", uses, lambda _: None)
+                with pytest.raises(errors.TemplateInUseError, match="being repaired"):
+                    await host.spool.purge(content_id)
+            assert host.storage.is_intact(file)
+            await host.spool.purge(content_id)
+            assert not Path(file.path).exists()
+            with (
+                pytest.raises(errors.TemplateInUseError, match="deleted"),
+                host.spool.repairing(content_id),
+            ):
+                pass

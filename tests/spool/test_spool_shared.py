@@ -1,8 +1,11 @@
 """Two hosts on one directory: fetched into once, also when the one that fetches dies."""
 
+import gzip
+import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,16 @@ from test_spool_spool import CONTENT, Heads, Inspector, manifest_of, order_of, u
 
 from ddfs import errors
 from ddfs.fetch.transport import Transport
-from ddfs.model import Manifest, MiB, PublishedFile
+from ddfs.image.unpack import unpack
+from ddfs.model import (
+    Digest,
+    Manifest,
+    MiB,
+    Packing,
+    PackingKind,
+    PublishedFile,
+    unverified_id,
+)
 from ddfs.primary.publish import look_at
 from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.spool.copying import copy_content
@@ -22,6 +34,34 @@ from ddfs.spool.spool import Spool
 from tests.mirrorlab.mirrorlab import MirrorLab
 
 EXPIRY_SECONDS = 2.0
+# Of every mirror.
+ETAG = '"lab"'
+
+
+class Ledger(MemoryLedger):
+    """One that learns what contents are."""
+
+    def record_unpacked(self, content_id: str, size: int, sha256: str) -> None:
+        known = self.manifests[content_id]
+        assert known.packing is not None
+        proved = replace(known.packing, size=size, sha256=sha256)
+        self.manifests[content_id] = replace(known, packing=proved)
+
+    def pin(self, content_id: str, digest: Digest) -> None:
+        self.manifests[content_id] = replace(self.manifests[content_id], digests=(digest,))
+
+
+def packed(url: str) -> tuple[bytes, Manifest]:
+    """What a mirror at *url* has, and what is known of it."""
+    data = gzip.compress(CONTENT, 1)
+    return data, replace(manifest_of(data, [url]), packing=Packing(PackingKind.GZIP))
+
+
+def unverified(url: str) -> tuple[bytes, Manifest]:
+    """The same of what nothing verifies."""
+    name = unverified_id(url, len(CONTENT), ETAG)
+    manifest = manifest_of(CONTENT, [url], with_pieces=False)
+    return CONTENT, replace(manifest, digests=(), unverified_id=name)
 
 
 def storage_of(directory: Path, host: str) -> SharedDirectoryStorage:
@@ -37,12 +77,13 @@ async def host_on(
     directory: Path, name: str, manifest: Manifest
 ) -> AsyncIterator[tuple[Spool, SharedDirectoryStorage]]:
     storage = storage_of(directory, name)
-    ledger = MemoryLedger({manifest.content_id: manifest})
+    ledger = Ledger({manifest.content_id: manifest})
     try:
         async with Transport() as transport, trio.open_nursery() as nursery:
             around = Surroundings(
-                storage, ledger, Inspector(), Heads(), transport, None, trio.CapacityLimiter(1)
-            )
+                storage, ledger, Inspector(), Heads(), transport, None, trio.CapacityLimiter(1),
+                unpack=unpack,
+            )  # fmt: skip
             spool = Spool(around, on_change=lambda _: None)
             await nursery.start(spool.run)
             yield spool, storage
@@ -105,6 +146,48 @@ async def test_a_host_that_died_in_its_fetch_is_replaced(images: Path) -> None:
         assert os.listdir(images) == [order.published_name]
 
 
+@pytest.mark.parametrize("is_said", [True, False])
+@pytest.mark.parametrize("make", [packed, unverified])
+async def test_what_has_no_hash_before_it_is_fetched_is_published_once(
+    images: Path, make: Callable[[str], tuple[bytes, Manifest]], is_said: bool
+) -> None:
+    async with MirrorLab() as lab:
+        url = lab.mirror(b"")
+        data, manifest = make(url)
+        lab[url].content = data
+        order = order_of(manifest)
+        async with (
+            host_on(images, "a", manifest) as (first, _),
+            host_on(images, "b", manifest) as (second, storage),
+        ):
+            with trio.fail_after(30):
+                first.demand(order, Demand.HAND)
+                published = await first.wait_published(order)
+                sent = lab[url].bytes_sent
+                if not is_said:
+                    # By a ddfs that did not say so yet.
+                    for path in (storage.partial_dir.parent / "contents").iterdir():
+                        path.unlink()
+                second.demand(order, Demand.HAND)
+                assert await second.wait_published(order) == published
+            assert lab[url].bytes_sent == (sent if is_said else 2 * sent)
+            [known] = second._with.ledger.manifest(order.content_id).published.digests
+            assert known.hexdigest == hashlib.sha256(CONTENT).hexdigest()
+        assert (images / order.published_name).read_bytes() == CONTENT
+
+
+async def test_other_bytes_under_the_name_of_what_has_no_hash_are_not_used(images: Path) -> None:
+    async with MirrorLab() as lab:
+        url = lab.mirror(b"")
+        lab[url].content, manifest = packed(url)
+        order = order_of(manifest)
+        (images / order.published_name).write_bytes(b"x" * len(CONTENT))
+        async with host_on(images, "a", manifest) as (spool, _):
+            spool.demand(order, Demand.HAND)
+            with trio.fail_after(30), pytest.raises(errors.NameTakenError):
+                await spool.wait_published(order)
+
+
 async def test_what_others_may_need_is_never_deleted(images: Path) -> None:
     async with MirrorLab() as lab:
         manifest = manifest_of(CONTENT, [lab.mirror(CONTENT)])
@@ -156,3 +239,13 @@ def test_what_is_unpacked_there_is_published(images: Path) -> None:
     published = storage.publish(unpacked, "x@ab.img")
     assert Path(published.path).read_bytes() == CONTENT
     storage.close()
+
+
+def test_what_a_killed_daemon_was_writing_is_swept(images: Path) -> None:
+    storage = storage_of(images, "a")
+    uses = storage.partial_dir.parent / "uses"
+    storage.close()
+    for host in ("a", "b"):
+        (uses / f"0123.intent.{host}.new").touch()
+    storage_of(images, "a").close()
+    assert [path.name for path in uses.iterdir()] == ["0123.intent.b.new"]

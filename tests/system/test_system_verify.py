@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from lab.bootimage import MIB
 from lab.host import Host
-from lab.site import Published, Site
+from lab.libvirtd import Libvirtd
+from lab.processes import wait_until
+from lab.site import Published, Site, site
 
 pytestmark = pytest.mark.system
 
@@ -150,3 +152,29 @@ def test_what_was_unpacked_is_mended_from_its_packed_file(host: Host, fast_site:
     gone = host.ddfs("template", "verify", "unpacked", "--repair", check=False)
     assert (gone.returncode, gone.stderr.count("\n")) == (3, 1)
     assert "nothing was changed" in gone.stderr
+
+
+def test_what_is_repaired_is_not_deleted_meanwhile(
+    host: Host, directory: Path, libvirtd: Libvirtd
+) -> None:
+    # Where it cannot be asked, nothing is deleted at all.
+    libvirtd.virsh("list")
+    with site(directory / "slow", [None]) as shop:
+        image = shop.publish_raw("slow", size=2 * MIB, seed=7)
+        packed = image.image.with_name("slow.img.gz")
+        packed.write_bytes(gzip.compress(image.image.read_bytes(), 1))
+        document = shop.publish_file(packed)
+        host.ddfs("template", "add", "slow", document.source)
+        host.ddfs("prefetch", "slow")
+        path = host.published("slow")
+        damage(path, MIB)
+        shop.mirrors[0].pause()
+        host.api_json("POST", "/v1/templates/slow/verify", {"repair": True})
+        look = "/v1/templates/slow/verify"
+        wait_until(lambda: host.api_json("GET", look)["stage"] == "repairing", "it is repaired")
+        refused = host.ddfs("template", "remove", "slow", "--purge", check=False)
+        assert refused.returncode == 2
+        assert "being repaired" in refused.stderr
+        shop.mirrors[0].resume()
+        wait_until(lambda: host.api_json("GET", look)["stage"] == "repaired", "it was repaired")
+        assert path.read_bytes() == image.image.read_bytes()

@@ -14,6 +14,7 @@ import trio.lowlevel
 
 from ddfs import errors
 from ddfs.declaration import Declaration
+from ddfs.image.unpack import unpack
 from ddfs.model import ByteRange, Digest, HashAlgorithm, Manifest, Packing, PackingKind
 from ddfs.spool.fetching import Order
 from ddfs.spool.rest import Demand
@@ -22,6 +23,7 @@ from tests.mirrorlab.mirrorlab import MirrorLab
 from tests.signature.openpgp import Signer
 from tests.spool.test_spool_pin import unverified
 from tests.spool.test_spool_spool import CONTENT, World, manifest_of, order_of, unlock, world
+from tests.spool.test_spool_unpacking import Ledger
 
 FIRST = ByteRange(5, 1000)
 
@@ -121,6 +123,11 @@ async def test_what_is_published_is_judged_before_a_name_is_bound(
             assert not signatures.is_asked_for(plain.content_id)
             assert host.spool.published(plain.content_id) is not None
             await bind(host, names, signatures, replace(plain, signature=signed(signer, CONTENT)))
+            # Also while other hosts may delete it: it may come back.
+            assert host.spool.leaving.withhold(plain.content_id, "default", None, lambda _: None)
+            with pytest.raises(errors.SignatureError, match="its signature is wrong"):
+                await bind(host, names, signatures, wrong)
+            await host.spool.leaving.give_back(plain.content_id, "default")
             # Deleted behind our back: it counts as not here, and what comes is judged.
             unlock(path)
             path.unlink()
@@ -145,23 +152,29 @@ async def test_a_file_that_has_the_name_already_is_judged(tmp_path: Path, signer
         assert lab[url].bytes_sent == 0
 
 
-async def test_of_what_is_here_unpacked_nobody_can_judge_the_packed_file(
+async def test_what_is_here_unpacked_is_used_once_its_packed_file_was_judged(
     tmp_path: Path, signer: Signer
 ) -> None:
     data = zlib.compress(CONTENT, wbits=31)
     digest = Digest(HashAlgorithm.SHA256, hashlib.sha256(data).hexdigest())
-    inside = hashlib.sha256(CONTENT).hexdigest()
-    packing = Packing(PackingKind.GZIP, size=len(CONTENT), sha256=inside)
-    async with MirrorLab() as lab, world(tmp_path) as host:
+    async with MirrorLab() as lab, world(tmp_path, ledger=Ledger()) as host:
         names, signatures = names_for(host, signer)
+        host.spool._with = replace(host.spool._with, unpack=unpack)
+        url = lab.mirror(data)
         manifest = replace(
-            manifest_of(CONTENT, [lab.mirror(data)], with_pieces=False),
-            size=len(data), digests=(digest,), packing=packing, signature=signed(signer, data),
+            manifest_of(CONTENT, [url], with_pieces=False), size=len(data), digests=(digest,),
+            packing=Packing(PackingKind.GZIP), signature=signed(signer, b"else"),
         )  # fmt: skip
         order = await bind(host, names, signatures, manifest)
-        (host.storage.path / order.published_name).write_bytes(CONTENT)
-        with trio.fail_after(30), pytest.raises(errors.NameTakenError, match="of the packed file"):
-            await fetched(host, order)
+        standing = host.storage.path / order.published_name
+        standing.write_bytes(CONTENT)
+        inode = standing.stat().st_ino
+        with trio.fail_after(30):
+            with pytest.raises(errors.SignatureError):
+                await fetched(host, order)
+            names.asked[order.content_id] = [(signed(signer, data), Declaration("x"))]
+            assert (await fetched(host, order)).stat().st_ino == inode
+        assert lab[url].bytes_sent == len(data)
 
 
 async def test_a_name_that_is_bound_while_it_is_published_waits_and_is_judged(
