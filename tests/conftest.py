@@ -9,11 +9,21 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "system"))
 
 from lab import namespace
 from lab.partitions import loop_device, why_not
+
+from tests.signature.openpgp import Signer
+
+# A busy machine makes no test fail, and the same commit always gives the same answer: new
+# examples are looked for by contrib/fuzz, not by whoever checks a commit.
+settings.register_profile(
+    "everywhere", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("everywhere")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,3 +42,19 @@ def make_device() -> Iterator[Callable[..., Path]]:
         pytest.skip(f"no loop devices: {why_not() or 'needs root'}")
     with ExitStack() as stack:
         yield lambda image, *options: stack.enter_context(loop_device(image, *options))
+
+
+@pytest.fixture(scope="session")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
+    """A key that signs."""
+    found = Signer(tmp_path_factory.mktemp("signer"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
+    """Another one."""
+    found = Signer(tmp_path_factory.mktemp("stranger"), "stranger")
+    yield found
+    found.close()

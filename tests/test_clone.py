@@ -160,7 +160,7 @@ async def test_nothing_is_left_of_a_copy_that_is_cancelled(lab: Lab) -> None:
     lab.qemu_img('touch "$0.runs"; exec sleep 600')
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lab.clones.make, CloneOrder("t", "vm1", "ceph", full=True))
-        with trio.fail_after(60):
+        with trio.fail_after(90):
             while not (lab.directory / "qemu-img.runs").exists():
                 await trio.sleep(0.01)
         assert lab.pool.images["vm1"] == ROUNDED

@@ -3,6 +3,8 @@
 import hashlib
 import subprocess
 
+from sqlalchemy import Engine, event
+
 from ddfs.declaration import Declaration
 from ddfs.model import Digest, HashAlgorithm, ImageFormat, Manifest, MiB, Mirror, PieceMap
 
@@ -34,3 +36,18 @@ def add(catalogue, name="debian-12", of=None, **more):
 def run(*command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def statements(doing):
+    """What is said to the database meanwhile."""
+    said = []
+
+    def note(_connection, _cursor, statement, *_):
+        said.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        doing()
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    return said

@@ -1,21 +1,6 @@
 """What is read when the daemon starts does not grow with every template but in rows."""
 
-from catalogue_values import add, manifest
-from sqlalchemy import Engine, event
-
-
-def statements(doing):
-    said = []
-
-    def note(_connection, _cursor, statement, *_):
-        said.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        doing()
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
-    return said
+from catalogue_values import add, manifest, statements
 
 
 def test_starting_asks_as_often_for_thirty_templates_as_for_one(catalogue):

@@ -1,9 +1,8 @@
 import threading
-import time
 from dataclasses import replace
 
 import pytest
-from catalogue_values import add, digest, manifest
+from catalogue_values import add, digest, manifest, statements
 from sqlalchemy import insert
 
 from ddfs import errors
@@ -231,14 +230,16 @@ def test_catalogue_opens_and_lists_10_000_templates(tmp_path):
         ]
         connection.execute(insert(schema.template), templates)
     first.close()
-    started = time.perf_counter()
-    second = Catalogue.open(tmp_path)
-    listed = second.templates()
-    took = time.perf_counter() - started
-    second.close()
-    print(f"10,000 templates opened and listed in {took:.2f} s")
-    assert len(listed) == 10_000
-    assert took < 2.0  # 0.5 s on an idle machine; this one shares its cores
+    opened = []
+
+    def listing():
+        opened.append(Catalogue.open(tmp_path))
+        assert len(opened[0].templates()) == 10_000
+
+    said = statements(listing)
+    opened[0].close()
+    # Not one for each; how long they take is for contrib/bench to say.
+    assert len(said) < 100
 
 
 def test_a_declaration_is_kept_whole(catalogue):

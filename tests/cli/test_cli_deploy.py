@@ -62,7 +62,7 @@ def test_ctrl_c_waits_until_it_is_taken_back(ddfs: Ddfs, service: FakeService) -
     service.deploying.is_slow = True
 
     def interrupt() -> None:
-        if service.deploying.has_begun.wait(10):
+        if service.deploying.has_begun.wait(90):
             os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)

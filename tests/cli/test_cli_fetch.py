@@ -188,7 +188,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/stuck/"):
             self.wfile.write(body[:100_000])
             self.stuck.set()
-            self.released.wait(30)
+            self.released.wait(90)
             self.close_connection = True
             return
         self.wfile.write(body)
@@ -322,9 +322,9 @@ def test_an_interrupt_is_quiet_and_loses_nothing(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
-        assert Handler.stuck.wait(30)
+        assert Handler.stuck.wait(90)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=90)
     finally:
         process.kill()
         process.communicate()

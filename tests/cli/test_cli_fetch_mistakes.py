@@ -119,7 +119,7 @@ def test_events_that_nobody_takes_end_the_fetch(
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"({command}) {output}"],
         capture_output=True,
-        timeout=30,
+        timeout=90,
         env={**os.environ, "DDFS_CONFIG": str(_settings(tmp_path))},
     )
     assert done.stderr == complaint
@@ -180,7 +180,7 @@ def test_a_signal_at_any_moment_leaves_nothing_false(
         )
         time.sleep(share * whole)
         process.send_signal(number)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=90)
         assert process.returncode in (0, 130, -number)
         if share > 0.5 and number is not signal.SIGINT:
             assert err == b""

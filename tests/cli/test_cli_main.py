@@ -143,7 +143,7 @@ def test_a_reader_that_goes_away_is_no_matter(
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()
-    assert process.wait(30) == 141
+    assert process.wait(90) == 141
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_a_reader_that_goes_away_is_no_matter(
 def test_a_full_or_closed_standard_output(settings_file: Path, command: list[str]) -> None:
     words = " ".join([*command, "--config", str(settings_file)] if len(command) > 1 else command)
     program = f"{sys.executable} -c 'from ddfs.cli.main import main; main()' {words}"
-    full = subprocess.run(["sh", "-c", f"{program} >/dev/full"], capture_output=True, timeout=30)
+    full = subprocess.run(["sh", "-c", f"{program} >/dev/full"], capture_output=True, timeout=90)
     assert full.stderr == b"ddfs: standard output: no room for more\n"
     assert full.returncode == errors.EXIT_HOST
-    closed = subprocess.run(["sh", "-c", f"{program} >&-"], capture_output=True, timeout=30)
+    closed = subprocess.run(["sh", "-c", f"{program} >&-"], capture_output=True, timeout=90)
     assert (closed.returncode, closed.stderr) == (0, b"")
 
 
@@ -191,7 +191,7 @@ def test_an_interrupt_is_quiet(
                 assert json.loads(process.stdout.readline())["daemon"]
             # It may be anywhere between two looks by now, and must be quiet everywhere.
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=90)
             assert process.returncode == 130
             assert b"Traceback" not in err
             assert err == (b"ddfs: " + says + b"\n" if says else b"")
@@ -217,7 +217,7 @@ def test_bars_on_a_terminal(daemon: RunningDaemon, settings_file: Path) -> None:
         # What a terminal says when nobody has it open any more.
         pass
     os.close(ours)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=90)
     assert out == b"alpine.qcow2: here, 1000 B, /images/alpine\n"
     assert b"alpine.qcow2" in seen
     assert b"100" in seen
@@ -231,7 +231,7 @@ def test_completion_knows_templates(daemon: RunningDaemon, settings_file: Path) 
         "COMP_WORDS": "ddfs prefetch deb",
         "COMP_CWORD": "2",
     }
-    done = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True, timeout=90)
     assert done.stdout.split() == ["debian-12"]
 
 
@@ -241,7 +241,7 @@ def imported_by(*arguments: str) -> set[str]:
         "code = main.run(sys.argv[1:])\nprint(code, *sys.modules, file=sys.stderr)"
     )
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     return set(done.stderr.splitlines()[-1].split())
 
 
@@ -260,7 +260,7 @@ def test_no_room_for_the_lock_names_the_state_directory(
     # The limit on a file's size stands for a disk with no byte left: the file can be made,
     # and not be written to.
     command = ["prlimit", "--fsize=0", *PROGRAM, "--config", str(settings_file), "serve"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert (done.returncode, done.stdout) == (errors.EXIT_HOST, "")
     assert done.stderr.startswith(f"ddfs: {tmp_path}/state: File too large; make room there")
     assert done.stderr.count("\n") == 1

@@ -139,7 +139,7 @@ def test_others_may_read() -> None:
         with running(FakeService("a"), Path(directory) / "open") as daemon:
             Path(directory).chmod(0o755)
             command = [sys.executable, "-c", program, str(daemon.path), str(daemon.reader_path)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
     lines = done.stdout.splitlines()
     assert lines == ["a", f"{daemon.path} may not be used by this user: run it as root"]
 

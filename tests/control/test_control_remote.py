@@ -63,7 +63,7 @@ def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
     with subprocess.Popen([SSHD, "-D", "-e", "-f", tmp_path / "sshd_config"],
                           stderr=subprocess.DEVNULL) as server:  # fmt: skip
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:

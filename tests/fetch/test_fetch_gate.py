@@ -8,7 +8,7 @@ import time
 
 from ddfs.fetch.gate import Gate, places
 
-LIMIT = 10.0
+LIMIT = 90.0
 
 
 class Waiting:

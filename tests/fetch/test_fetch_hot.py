@@ -83,7 +83,7 @@ def test_who_is_faster_than_the_hash_waits_for_a_buffer(monkeypatch):
 def test_nobody_waits_for_a_hash_that_stands_or_is_far_away():
     # A piece of which a wait would be noticed.
     length = HOT_BYTES // 2
-    hot, several = HotPieces(length, HotRoom(0)), 20
+    hot, several = HotPieces(length, HotRoom(0)), 500
     began = time.monotonic()
     assert [hot.lend(0) for _ in range(several)] == [None] * several
     with hot.followed():

@@ -102,7 +102,7 @@ def test_a_rate_that_was_measured_before_widens_at_once():
 def test_one_liar_is_blamed_and_the_file_completes():
     liar = SimMirror(rate=lambda now: 30 * MiB, lies=lambda piece: piece % 2 == 0)
     world = World(GRID, [liar, steady(30), steady(30)])
-    world.run(limit=20)
+    world.run(limit=90)
     assert world.scheduler.is_complete
     assert world.blamed == [0]
 
@@ -110,7 +110,7 @@ def test_one_liar_is_blamed_and_the_file_completes():
 def test_mirrors_that_agree_on_wrong_bytes_make_the_document_suspect():
     liars = [SimMirror(rate=lambda now: 30 * MiB, lies=lambda piece: True) for _ in range(3)]
     world = World(GRID, liars)
-    seconds = world.run(limit=20)
+    seconds = world.run(limit=90)
     assert world.scheduler.verdict is Verdict.SUSPECT
     assert seconds < 5
 
@@ -147,7 +147,7 @@ def test_a_mirror_that_asks_for_a_pause_gets_it():
 def test_is_over_at_once_when_the_only_mirror_asks_for_an_hour():
     failure = Failure(FailureKind.BUSY, "busy", retry_after=3600.0)
     world = World(GRID, [SimMirror(rate=lambda now: 0, failure=failure)])
-    assert world.run(limit=5) < 1
+    assert world.run(limit=90) < 1
     assert world.scheduler.verdict is Verdict.SILENT
 
 
@@ -236,21 +236,25 @@ def test_random_worlds_end_right_and_in_time(seed):
     assert sorted(world.held) == list(range(world.grid.count))
 
 
-@pytest.mark.parametrize("count", [10_000, 1_000_000])
-def test_a_million_pieces_cost_no_more_per_event(count):
-    grid = Grid(count * 4096, 4096)
-    scheduler = Scheduler(grid, 200)
+def seconds_an_event(count: int) -> float:
+    """Of this process, with so many pieces; what other processes do does not count."""
+    scheduler = Scheduler(Grid(count * 4096, 4096), 200)
     scheduler.begin([], 0.0)
     asks = [a for a in scheduler.decide(0.0) if isinstance(a, Ask)]
-    begun = time.perf_counter()
-    events = 0
+    begun, events = time.process_time(), 0
     for ask in asks:
         for piece in range(ask.first, min(ask.first + 500, ask.end)):
             scheduler.piece_arrived(ask.run, piece, 0.1, matches=True, digest=b"")
             events += 1
-    each = (time.perf_counter() - begun) / events
     assert events >= 1000
-    assert each < 100e-6, f"{each * 1e6:.0f} us an event"
+    return (time.process_time() - begun) / events
+
+
+def test_a_million_pieces_cost_no_more_per_event():
+    few = min(seconds_an_event(10_000) for _ in range(3))
+    many = min(seconds_an_event(1_000_000) for _ in range(3))
+    # In proportion it would be a hundred times as much.
+    assert many < 20 * few, f"{many * 1e6:.0f} us an event instead of {few * 1e6:.0f}"
 
 
 def test_wrong_pieces_of_one_answer_are_one_offence():

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fuse_driver import Driver, Reader, run, wait_for
+from fuse_driver import PATIENCE_SECONDS, Driver, Reader, run, wait_for
 
 MIB = 1 << 20
 BLOCKED = 200
@@ -25,7 +25,7 @@ def read(i):
 threads = [threading.Thread(target=read, args=(i,)) for i in range({BLOCKED})]
 [t.start() for t in threads]
 print('started', flush=True)
-[t.join(60) for t in threads]
+[t.join(90) for t in threads]
 print(sorted(set(done)), len(done))
 """
 
@@ -43,34 +43,21 @@ def blocked(pool: Driver, name: str, at_least: int) -> Iterator[Reader]:
             pool("release", 1)
 
 
-def read_speed(pool: Driver) -> float:
-    """MiB/s of a sequential read through the page cache, the best of three.
+def read_all(pool: Driver) -> str:
+    """How many bytes a sequential read through the page cache gets."""
+    return Reader(pool.path("live.img"), "print(len(open(path, 'rb', 0).read()))").result()
 
-    What is cached is dropped before each, and the pages come back: memory that this machine
-    has never touched costs more than anything that is measured here.
-    """
+
+def refresh(pool: Driver) -> str:
+    """What libvirt does at a refresh; how many files there were."""
     code = (
-        "import time\n"
-        "def once():\n"
-        "    n = 0; f = open(path, 'rb', 0); os.posix_fadvise(f.fileno(), 0, 0, 4)\n"
-        "    t = time.monotonic()\n"
-        "    while c := f.read(1 << 20): n += len(c)\n"
-        "    return n / (1 << 20) / (time.monotonic() - t)\n"
-        "print(max(once() for _ in range(4)))"
+        "files = [e for e in os.listdir(path) if e[0] == 't']\n"
+        "for e in files:\n"
+        "    fd = os.open(path + '/' + e, os.O_RDONLY | os.O_NONBLOCK); os.read(fd, 33280)\n"
+        "    os.close(fd)\n"
+        "print(len(files))"
     )
-    return float(Reader(pool.path("live.img"), code).result())
-
-
-def refresh_seconds(pool: Driver) -> float:
-    started = time.monotonic()
-    code = (
-        "for e in os.listdir(path):\n"
-        "    if e[0] == 't':\n"
-        "        fd = os.open(path + '/' + e, os.O_RDONLY | os.O_NONBLOCK); os.read(fd, 33280)\n"
-        "        os.close(fd)"
-    )
-    Reader(str(pool.templates), code).result()
-    return time.monotonic() - started
+    return Reader(str(pool.templates), code).result()
 
 
 def prepare(pool: Driver) -> None:
@@ -81,23 +68,26 @@ def prepare(pool: Driver) -> None:
 
 
 def test_two_hundred_blocked_readers_harm_nobody_else(pool: Driver) -> None:
+    """Who is behind them in a queue waits until they are released: for ever. What it costs the
+    others to have them there is for contrib/bench to say.
+    """
     prepare(pool)
-    free = read_speed(pool)
-    free_refresh = min(refresh_seconds(pool), refresh_seconds(pool))
     with blocked(pool, "dead.img", BLOCKED // 2) as readers:
-        busy = read_speed(pool)
-        busy_refresh = min(refresh_seconds(pool), refresh_seconds(pool))
+        assert read_all(pool) == f"{64 * MIB}\n"
+        assert refresh(pool) == "200\n"
         assert readers.is_running()
-    print(f"read {free:.0f} and {busy:.0f} MiB/s, refresh {free_refresh:.3f} {busy_refresh:.3f} s")
     assert readers.result() == f"[1048576] {BLOCKED}\n"
-    assert busy > 0.4 * free
-    assert busy_refresh < 2 * free_refresh + 0.2
 
 
-def one_read_gets_through(pool: Driver) -> bool:
-    reader = Reader(pool.path("live.img"), "os.pread(os.open(path, 0), 4096, 0); print('read')")
+def one_read_gets_through(pool: Driver, seconds: float) -> bool:
+    reader = Reader(
+        pool.path("live.img"),
+        "fd = os.open(path, 0); print('up', flush=True); os.pread(fd, 4096, 0); print('read')",
+    )
+    assert reader.process.stdout is not None
+    assert reader.process.stdout.readline() == b"up\n"
     try:
-        return bool(wait_for(lambda: not reader.is_running(), 2))
+        return bool(wait_for(lambda: not reader.is_running(), seconds))
     except AssertionError:
         return False
     finally:
@@ -109,7 +99,7 @@ def test_without_raised_limits_they_starve_the_others(mount: Callable[..., Drive
     pool = mount("--no-limits")
     prepare(pool)
     with blocked(pool, "dead.img", 12):
-        assert not one_read_gets_through(pool)
+        assert not one_read_gets_through(pool, 1.0)
 
 
 def test_without_many_tasks_even_names_wait(mount: Callable[..., Driver]) -> None:
@@ -117,7 +107,7 @@ def test_without_many_tasks_even_names_wait(mount: Callable[..., Driver]) -> Non
     pool = mount("--few-tasks")
     prepare(pool)
     with blocked(pool, "dead.img", 99):
-        assert pool("waiting") == 99
+        wait_for(lambda: pool("waiting") == 99)
         asking = Reader(pool.path("unknown.img"), "os.path.exists(path); print('asked')")
         time.sleep(1)
         assert asking.is_running()
@@ -131,12 +121,10 @@ def test_killed_readers_freeze_nothing(pool: Driver) -> None:
         for i in range(8)
     ]
     wait_for(lambda: pool("waiting") >= 8)
-    pool("gap")
     for reader in readers:
         reader.kill()
     assert run("stat", pool.path("live.img")).returncode == 0
-    assert one_read_gets_through(pool)
-    assert pool("gap") < 0.5
+    assert one_read_gets_through(pool, PATIENCE_SECONDS)
     # What they asked for is answered, to nobody, when it comes.
     pool("release", 1)
     wait_for(lambda: pool("waiting") == 0)
@@ -154,9 +142,8 @@ def test_shutting_down_answers_all_readers_at_once(pool: Driver) -> None:
     prepare(pool)
     with blocked(pool, "dead.img", BLOCKED // 2) as readers:
         wait_for(lambda: pool("requests")["open"] >= BLOCKED)
-        seconds = pool.close()
+        pool.close()
         assert pool.process.returncode == 0, pool.log.read_text()
-        assert seconds < 5
         assert readers.result() == f"[-5] {BLOCKED}\n"
     assert os.listdir(pool.templates) == []
 
@@ -175,7 +162,7 @@ def test_being_cancelled_does_the_same(pool: Driver) -> None:
         wait_for(lambda: pool("requests")["open"] >= BLOCKED)
         wait_for(lambda: is_quiet(pool))  # or the interrupt would come in the midst of a handler
         pool.process.send_signal(signal.SIGINT)
-        assert pool.process.wait(20) != 0
+        assert pool.process.wait(90) != 0
         assert readers.result() == f"[-5] {BLOCKED}\n"
     assert "KeyboardInterrupt" in pool.log.read_text()
     assert os.listdir(pool.templates) == []

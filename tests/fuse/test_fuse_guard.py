@@ -42,7 +42,7 @@ def test_the_guard_survives_what_kills_the_daemons_group(pool: Driver) -> None:
     os.kill(guard, signal.SIGTERM)
     os.kill(guard, signal.SIGINT)
     os.killpg(pool.process.pid, signal.SIGKILL)
-    pool.process.wait(20)
+    pool.process.wait(90)
     wait_for(lambda: mounts.top(pool.mountpoint) is None)
 
 
@@ -87,7 +87,7 @@ def test_a_mount_of_another_device_is_left_alone(pool: Driver, tmp_path: Path) -
     os.close(fd)
     assert guard._process.stdin is not None
     guard._process.stdin.close()  # as if the daemon had died
-    assert guard._process.wait(20) is not None
+    assert guard._process.wait(90) is not None
     assert mounts.top(pool.mountpoint) == mount
 
 

@@ -57,7 +57,7 @@ class Host:
             [str(self.script), name, operation, sub, "-"],
             input=data,
             capture_output=True,
-            timeout=30,
+            timeout=90,
             env={"LC_ALL": "C", "PATH": os.environ["PATH"], **self.environ},
         )
         assert done.stdout == b""
@@ -103,12 +103,12 @@ def daemon(path: Path, answer: Callable[[bytes], bytes | None]) -> Iterator[list
             except TimeoutError:
                 continue
             with connection:
-                connection.settimeout(10)
+                connection.settimeout(90)
                 request = read_request(connection)
                 requests.append(request)
                 reply = answer(request)
                 if reply is None:
-                    done.wait(20)
+                    done.wait(60)
                 else:
                     connection.sendall(reply)
 

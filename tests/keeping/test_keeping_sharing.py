@@ -62,7 +62,7 @@ class Node:
         self.storage.prepare()
         self.files = Files(directory)
         self.sharing = Sharing(
-            self.storage, self.files, self.files, wait_seconds=5.0, host_name=f"{host_id}.example"
+            self.storage, self.files, self.files, wait_seconds=60.0, host_name=f"{host_id}.example"
         )  # type: ignore[arg-type]
 
     @property
@@ -80,7 +80,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(90):
         while not condition():
             await trio.sleep(0.01)
 

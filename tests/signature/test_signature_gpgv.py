@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,6 @@ from ddfs import errors, signature
 from tests.signature.openpgp import Signer
 
 DOCUMENT = b"- dash\nSHA256 (a.img) = 00\n"
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
-    found = Signer(tmp_path_factory.mktemp("signer"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
-    found = Signer(tmp_path_factory.mktemp("stranger"), "stranger")
-    yield found
-    found.close()
 
 
 @pytest.mark.parametrize("armor", [False, True])

@@ -25,12 +25,12 @@ async def test_wrong_bytes_are_no_warning_and_no_file(tmp_path: Path):
     # CVE-2021-22922: curl said that the hash is wrong, and kept the file under its name.
     async with MirrorLab() as lab:
         url = published(lab, described(CONTENT, lab.mirror(CONTENT, fault="corrupt_all")))
-        with trio.fail_after(30), pytest.raises(errors.SourceError):
+        with trio.fail_after(90), pytest.raises(errors.SourceError):
             await fetched(url, tmp_path / "a.img")
         assert not (tmp_path / "a.img").exists()
         # Without piece hashes either.
         whole = described(CONTENT, lab.mirror(CONTENT, fault="corrupt_all"), piece_length=None)
-        with trio.fail_after(30), pytest.raises(errors.SourceError):
+        with trio.fail_after(90), pytest.raises(errors.SourceError):
             await fetched(published(lab, whole), tmp_path / "b.img")
         assert not (tmp_path / "b.img").exists()
 
@@ -40,7 +40,7 @@ async def test_credentials_for_the_document_reach_no_mirror(tmp_path: Path):
     async with MirrorLab() as lab:
         mirror = lab.mirror(CONTENT)
         url = published(lab, described(CONTENT, mirror))
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             await fetched(url, tmp_path / "a.img", headers=["Authorization: Bearer s3cret"])
         assert (tmp_path / "a.img").read_bytes() == CONTENT
         assert any(b"s3cret" in head for head in lab[url].heads)
@@ -59,14 +59,14 @@ async def test_a_document_names_no_file_of_this_host_and_no_other_scheme(tmp_pat
             )
             + "  </file>",
         )
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             done = await fetched(published(lab, text), tmp_path / "a.img")
         assert done.manifest.mirrors == tuple(
             Mirror(m.url, m.priority, named_from=found.named_from)
             for m, found in zip(honest.mirrors, done.manifest.mirrors, strict=True)
         )
         redirecting = described(CONTENT, lab.mirror(CONTENT, fault="redirect_file"))
-        with trio.fail_after(30), pytest.raises(errors.SourceError):
+        with trio.fail_after(90), pytest.raises(errors.SourceError):
             await fetched(published(lab, redirecting), tmp_path / "b.img")
         assert not (tmp_path / "b.img").exists()
 
@@ -116,13 +116,13 @@ async def test_a_document_from_elsewhere_names_no_address_that_only_this_host_re
     async with MirrorLab() as lab:
         honest = lab.mirror(CONTENT)
         both = published(lab, described(CONTENT, f"http://{host}/a.img", honest))
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             done = await fetched(both, tmp_path / "a.img")
         refused, used = done.report.statistics.mirrors
         assert "named from elsewhere" in str(refused.last_error)
         assert (refused.bytes_received, used.bytes_received >= len(CONTENT)) == (0, True)
         alone = published(lab, described(CONTENT, f"http://{host}/a.img"))
-        with trio.fail_after(30), pytest.raises(errors.SourceError, match="named from elsewhere"):
+        with trio.fail_after(90), pytest.raises(errors.SourceError, match="named from elsewhere"):
             await fetched(alone, tmp_path / "b.img")
 
 
@@ -132,7 +132,7 @@ async def test_a_small_file_costs_its_document_and_one_mirror(tmp_path: Path):
     async with MirrorLab() as lab:
         urls = [lab.mirror(small, latency=0.05) for _ in range(5)]
         address = published(lab, described(small, *urls, piece_length=None))
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             await fetched(address, tmp_path / "a.img")
         assert lab[address].requests <= 1
         assert sum(lab[url].requests for url in urls) <= 3

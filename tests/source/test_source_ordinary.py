@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ def site(**more: bytes) -> Web:
 
 async def resolve(web: Web, address: str = URL, **declared: Any) -> Manifest:
     return await source.resolve(Declaration(address, **declared), documents=web, location=None)
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
-    found = Signer(tmp_path_factory.mktemp("signer"))
-    yield found
-    found.close()
 
 
 # -- checksum files

@@ -92,7 +92,7 @@ async def world(
 
 async def fetched(host: World, order: Order) -> None:
     host.spool.demand(order, Demand.HAND)
-    with trio.fail_after(30):
+    with trio.fail_after(90):
         await host.spool.wait_published(order)
 
 
@@ -105,7 +105,7 @@ async def test_copying_asks_no_mirror_again_and_prefers_the_first(tmp_path: Path
         assert holding.primaries == ("fast",)
         assert host.spool.storage_of(order.content_id) is host.storages["fast"]
         requests = lab[url].requests
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             async with trio.open_nursery() as nursery:
                 for _ in range(5):
                     nursery.start_soon(host.spool.copy, order, "slow")
@@ -261,7 +261,7 @@ async def test_nothing_is_fetched_where_a_copy_writes(
     def slow(source: Path, target: Path, **arguments: Any) -> bool:
         copied = copy_file(source, target, **arguments)
         began.set()
-        assert go.wait(20)
+        assert go.wait(90)
         return copied
 
     monkeypatch.setattr(copying, "copy_file", slow)
@@ -269,7 +269,7 @@ async def test_nothing_is_fetched_where_a_copy_writes(
         url = lab.mirror(CONTENT)
         order = host.knows(manifest_of(CONTENT, [url]), "fast")
         host.spool.demand(replace(order, primary="slow"), Demand.HAND)
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             published = Path((await host.spool.wait_published(order)).path)
             requests, read = lab[url].requests, list[bytes]()
 
@@ -300,11 +300,11 @@ async def test_what_is_evicted_is_purged_after_that(tmp_path: Path) -> None:
 
         def purge_late(published: PublishedFile) -> None:
             is_deleting.set()
-            assert may_delete.wait(10)
+            assert may_delete.wait(90)
             purge(published)
 
         host.storages["fast"].purge = purge_late  # type: ignore[method-assign]
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             async with trio.open_nursery() as nursery:
                 uses = host.spool.uses(content_id)
                 nursery.start_soon(host.spool.evict, content_id, "fast", uses)
@@ -350,7 +350,7 @@ async def test_a_failure_is_written_down_where_it_was(tmp_path: Path) -> None:
         # Nothing is known of it, at first.
         host.spool._on_change = demand_elsewhere
         host.spool.demand(slow, Demand.HAND)
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             while not host.spool.published(content_id):
                 await trio.sleep(0.01)
         assert {primary: r.state for (_, primary), r in host.ledger.written.items()} == {

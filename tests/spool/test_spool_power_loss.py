@@ -58,7 +58,7 @@ async def test_no_crash_state_vouches_for_a_wrong_byte(
         manifest = manifest_of(CONTENT, urls, with_pieces=with_pieces, piece_length=PIECE)
 
         async def fetch_into(path: Path) -> None:
-            with trio.fail_after(60):
+            with trio.fail_after(90):
                 await download(
                     manifest, path, transport=transport,
                     observer=lambda _: None, started=lambda _: None,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddfs import errors
-from ddfs.model import MiB, SpoolState
+from ddfs.model import KiB, MiB, SpoolState
 from ddfs.spool.queue import Place, Queue
 from ddfs.spool.rest import Demand
 from tests.mirrorlab.mirrorlab import MirrorLab
@@ -87,7 +87,7 @@ async def test_a_cancelled_wait_gives_its_place_up():
             async with second:
                 raise AssertionError("it is not its turn")
         assert scope.cancelled_caught
-    with trio.fail_after(1):
+    with trio.fail_after(90):
         async with third:
             pass
 
@@ -95,7 +95,7 @@ async def test_a_cancelled_wait_gives_its_place_up():
 async def test_a_queued_fetch_is_on_its_way_and_comes_when_there_is_room(tmp_path: Path) -> None:
     contents = [CONTENT[: 2 * MiB], CONTENT[MiB : 3 * MiB], CONTENT[2 * MiB : 4 * MiB]]
     async with MirrorLab() as lab:
-        manifests = [manifest_of(c, [lab.mirror(c, rate=2 * MiB)]) for c in contents]
+        manifests = [manifest_of(c, [lab.mirror(c, rate=KiB)]) for c in contents]
         async with world(tmp_path) as host:
             orders = [host.knows(manifest) for manifest in manifests]
             spool = host.spool
@@ -105,16 +105,21 @@ async def test_a_queued_fetch_is_on_its_way_and_comes_when_there_is_room(tmp_pat
             spool.demand(orders[2])
             # The last one is wanted by somebody who waits.
             spool.demand(orders[2], Demand.HAND)
+            urls = [manifest.mirrors[0].url for manifest in manifests]
+            with trio.fail_after(90):
+                while not lab[urls[0]].requests:
+                    await trio.sleep(0.01)
             await trio.sleep(0.3)
             states = [spool.holding(order.content_id) for order in orders]
             assert [s.state for s in states] == [SpoolState.FETCHING] * 3
             assert [s.bytes_per_second for s in states[1:]] == [0.0, 0.0]
-            urls = [manifest.mirrors[0].url for manifest in manifests]
             assert [lab[url].requests > 0 for url in urls] == [True, False, False]
-            with trio.fail_after(20):
+            lab[urls[0]].rate = lab[urls[2]].rate = None
+            with trio.fail_after(90):
                 await spool.wait_published(orders[2])
                 assert spool.published(orders[0].content_id) is not None
                 assert spool.published(orders[1].content_id) is None
+                lab[urls[1]].rate = None
                 # A reader that waits in a queued fetch gets its bytes as any other.
                 await spool.wait_published(orders[1])
 
@@ -122,7 +127,7 @@ async def test_a_queued_fetch_is_on_its_way_and_comes_when_there_is_room(tmp_pat
 async def test_a_queued_fetch_can_be_cancelled(tmp_path: Path) -> None:
     contents = [CONTENT[: 2 * MiB], CONTENT[MiB : 3 * MiB]]
     async with MirrorLab() as lab:
-        manifests = [manifest_of(c, [lab.mirror(c, rate=1 * MiB)]) for c in contents]
+        manifests = [manifest_of(c, [lab.mirror(c, rate=KiB)]) for c in contents]
         async with world(tmp_path) as host:
             orders = [host.knows(manifest) for manifest in manifests]
             host.spool.queue.change(1)
@@ -143,6 +148,7 @@ async def test_a_queued_fetch_can_be_cancelled(tmp_path: Path) -> None:
                 assert host.spool.cancel(orders[1].content_id)
             assert [type(failure) for failure in failures] == [errors.CancelledFetchError]
             assert not host.spool.is_fetching(orders[1].content_id)
-            with trio.fail_after(20):
+            lab[manifests[0].mirrors[0].url].rate = None
+            with trio.fail_after(90):
                 await host.spool.wait_published(orders[0])
             assert lab[manifests[1].mirrors[0].url].requests == 0

@@ -72,7 +72,7 @@ async def test_takes_no_longer_than_it_may(tmp_path: Path, monkeypatch: pytest.M
 
 async def fetched(manifest: Manifest, target: Path, seeds: Sequence[Path] = ()) -> bytes:
     async with Transport() as transport:
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             await download(
                 manifest,
                 target,

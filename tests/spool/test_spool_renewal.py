@@ -65,7 +65,7 @@ async def test_only_what_differs_is_written_into_the_file_that_is_open(tmp_path:
     async with MirrorLab() as lab, world(tmp_path, ledger=Ledger()) as host:
         url = lab.mirror(PACKED)
         manifest = packed_manifest(PACKED, [url])
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             file = await published(host, manifest)
             damage(file, [5, 4 * MiB + 100 * KiB])
             written: list[object] = []
@@ -97,7 +97,7 @@ async def test_a_source_that_is_gone_or_has_changed_changes_nothing(
     async with MirrorLab() as lab, world(tmp_path, ledger=Ledger()) as host:
         url = lab.mirror(PACKED)
         manifest = packed_manifest(PACKED, [url])
-        with trio.fail_after(60):
+        with trio.fail_after(90):
             file = await published(host, manifest)
             damage(file, [7])
             rotten = Path(file.path).read_bytes()
@@ -117,7 +117,7 @@ async def test_what_a_fetch_of_the_same_has_is_left_to_it(tmp_path: Path) -> Non
         manifest = packed_manifest(PACKED, [lab.mirror(PACKED)])
         content_id = manifest.content_id
         paths = host.storage.partial_path(content_id), host.storage.journal_path(content_id)
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             file = await published(host, manifest)
             damage(file, [7])
             while left_of_it(host):
@@ -139,7 +139,7 @@ async def test_nothing_is_deleted_beside_a_repair(tmp_path: Path) -> None:
     async with MirrorLab() as lab, world(tmp_path, ledger=Ledger()) as host:
         manifest = packed_manifest(PACKED, [lab.mirror(PACKED)])
         content_id = manifest.content_id
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             file = await published(host, manifest)
             with host.spool.repairing(content_id):
                 assert not await host.spool.evict(content_id, "default", 1)

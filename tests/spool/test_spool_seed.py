@@ -210,7 +210,7 @@ async def test_a_template_comes_from_a_seed(tmp_path: Path) -> None:
         url = lab.mirror(CONTENT)
         order = host.knows(manifest_of(CONTENT, [url]))
         host.spool.demand(order, seeds=[seed])
-        with trio.fail_after(30):
+        with trio.fail_after(90):
             published = await host.spool.wait_published(order)
         assert Path(published.path).read_bytes() == CONTENT
         assert published.inode != seed.stat().st_ino
@@ -224,5 +224,5 @@ async def test_a_seed_cannot_make_a_wrong_file_right(tmp_path: Path) -> None:
         manifest = replace(manifest, digests=(Digest(HashAlgorithm.SHA256, "ab" * 32),))
         order = host.knows(manifest)
         host.spool.demand(order, seeds=[seed])
-        with trio.fail_after(30), pytest.raises(errors.ChecksumError):
+        with trio.fail_after(90), pytest.raises(errors.ChecksumError):
             await host.spool.wait_published(order)

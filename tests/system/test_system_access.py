@@ -18,7 +18,7 @@ import trustme
 from lab.host import Host
 from lab.metalink import write_metalink
 from lab.mirrors import Mirror, free_port
-from lab.processes import Process, wait_until
+from lab.processes import PATIENCE_SECONDS, Process, wait_until
 
 MIB = 1024 * 1024
 SECRET = "geheim-7f3a"
@@ -250,7 +250,7 @@ def test_secrets_are_not_in_the_process_list(host: Host, servers: Servers) -> No
     arguments = ["fetch", url, "--header", f"X-Key: {SECRET}", "--checksum", servers.checksum]
     process = subprocess.Popen([*host.command, *arguments], stderr=subprocess.DEVNULL)
     try:
-        silent.settimeout(20)
+        silent.settimeout(PATIENCE_SECONDS)
         connection, _ = silent.accept()  # by then it was all read
         request = connection.recv(4096)
         assert SECRET.encode() in request

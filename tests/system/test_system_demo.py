@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lab import namespace, processes, scratch
+from lab import namespace, scratch
 from lab.host import TOP
+from lab.processes import PATIENCE_SECONDS, wait_until
 
 
 class Demo:
@@ -31,8 +32,8 @@ class Demo:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        processes.wait_until(lambda: text in self.output(), text, seconds=seconds)
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.output(), text)
 
     def output(self) -> str:
         return self.log.read_text()
@@ -45,11 +46,11 @@ def test_the_demo_works_also_after_a_killed_one(directory: Path) -> None:
     killed = Demo(directory)
     killed.wait_for("virsh start vm1")
     killed.process.kill()
-    killed.process.wait(10)
+    killed.process.wait(PATIENCE_SECONDS)
     assert killed.left_over()
 
     demo = Demo(directory)
-    assert demo.process.wait(120) == 0, demo.output()
+    assert demo.process.wait(PATIENCE_SECONDS) == 0, demo.output()
     assert "made 0 requests to the mirrors; nothing is downloaded yet" in demo.output()
     assert "serial port: Hello from the guest" in demo.output()
     assert "A second VM booted" in demo.output()
@@ -62,14 +63,14 @@ def test_the_demo_cleans_up_when_it_is_interrupted(directory: Path, number: int)
     demo = Demo(directory)
     demo.wait_for("virsh start vm1")
     demo.process.send_signal(number)
-    assert demo.process.wait(30) == 128 + number
+    assert demo.process.wait(PATIENCE_SECONDS) == 128 + number
     assert demo.output().splitlines()[-1] == "contrib/demo: interrupted; everything is cleaned up"
     assert demo.left_over() == []
 
 
 def test_the_demo_says_what_is_wrong_with_a_source(directory: Path) -> None:
     demo = Demo(directory, f"{directory}/missing.meta4")
-    assert demo.process.wait(60) == 1
+    assert demo.process.wait(PATIENCE_SECONDS) == 1
     assert "\ncontrib/demo: " in demo.output()
     assert "missing.meta4" in demo.output()
     assert "Traceback" not in demo.output()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab.host import DDFS
-from lab.processes import wait_until
+from lab.processes import PATIENCE_SECONDS, wait_until
 from lab.region import Node, region
 from lab.site import MIB, Published, site
 
@@ -257,7 +257,7 @@ def test_a_daemon_that_dies_midway_takes_it_back_when_it_comes_again(
         wait_until(mark.exists, "the domain is being started")
         assert (node.ddfs.vms / "vm.qcow2").exists()
         node.ddfs.kill()
-        said = deploying.communicate(timeout=60)[1].splitlines()
+        said = deploying.communicate(timeout=PATIENCE_SECONDS)[1].splitlines()
     assert said[0].startswith("ddfs: one: vm is taken back over there, at the latest when ")
     assert said[1].startswith("ddfs: vm runs nowhere: one: ")
     assert deploying.returncode == 4
@@ -284,7 +284,7 @@ def test_ctrl_c_in_the_start_leaves_nothing(
     with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True) as process:
         wait_until(begun.exists, "libvirt runs the hook")
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
+        said = process.communicate(timeout=PATIENCE_SECONDS)[1]
     assert process.returncode == 130
     assert said == "ddfs: one: vm was taken back\n"
     assert not nodes[0].domains()

@@ -32,7 +32,7 @@ def says_why(host: Host, code: int, *words: str) -> None:
     """A daemon that does not come up: its exit code, and one line with all *words*."""
     before = len(host.log.read_text()) if host.log.exists() else 0
     process = host.spawn()
-    assert process.wait(20) == code, host.tail()
+    assert process.wait() == code, host.tail()
     said = host.log.read_text()[before:]
     assert "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("ddfs: ")]

@@ -44,7 +44,7 @@ def test_everything_inside_ends_with_it(number: int) -> None:
         assert first_line(process) == "up"
         processes.wait_until(lambda: is_there(marker), "it runs")
         process.send_signal(number)
-        processes.wait_until(lambda: not is_there(marker), "it is gone", seconds=5)
+        processes.wait_until(lambda: not is_there(marker), "it is gone")
 
 
 def test_mounts_inside_are_not_seen_outside(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_mounts_inside_are_not_seen_outside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -9 $$", 137), ("true", 0)])
 def test_the_exit_code_is_the_commands(script: str, code: int) -> None:
     with run_inside(script) as process:
-        assert process.wait(10) == code
+        assert process.wait(60) == code
 
 
 def test_scratch_of_a_killed_run_is_removed_by_the_next(

@@ -65,9 +65,7 @@ def test_the_daemon_works_without_libvirtd_and_starts_the_pool_when_it_is_back(
             assert len(failed.stderr.splitlines()) == 1
         finally:
             libvirtd.start()
-        wait_until(
-            lambda: pool_state(libvirtd, "templates") == "running", "it is started", seconds=40
-        )
+        wait_until(lambda: pool_state(libvirtd, "templates") == "running", "it is started")
         wait_until(lambda: volumes(libvirtd, "templates") == ["small.qcow2"], "it is refreshed")
 
 

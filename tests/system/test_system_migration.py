@@ -21,7 +21,7 @@ def test_an_incoming_migration_waits_for_the_template_or_is_refused(
 ) -> None:
     with (
         site(directory / "site", [None]) as shop,
-        Host(directory / "host", gate_wait=2.0 if is_silent else 10.0) as host,
+        Host(directory / "host", gate_wait=2.0 if is_silent else 60.0) as host,
     ):
         host.serve()
         domain, line = _running(host, libvirtd, shop)

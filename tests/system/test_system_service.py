@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from pathlib import Path
 
 from lab.host import Host
+from lab.processes import wait_until
 
 
 def test_it_says_that_it_serves_stays_awake_and_ends(tmp_path: Path) -> None:
@@ -31,7 +31,6 @@ def test_it_says_that_it_serves_stays_awake_and_ends(tmp_path: Path) -> None:
             assert host.is_mounted()
             assert host.socket.exists()
             heard.clear()
-            time.sleep(0.7)
-            assert hears("WATCHDOG=1")
+            wait_until(lambda: hears("WATCHDOG=1"), "WATCHDOG=1")
             assert host.stop() == 0
             assert hears("STOPPING=1")

@@ -17,7 +17,8 @@ from lab.region import Node, region
 from lab.site import MIB, Published, Site
 
 # In which the other host has to answer.
-WAIT_SECONDS = 2
+WAIT_SECONDS = 60
+SHORT_SECONDS = 1
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,7 @@ def test_a_host_that_does_not_answer_keeps_everything(nodes: list[Node], image: 
     east, west = nodes
     name = image.image.stem
     assert west.ddfs.daemon is not None
+    wait_for(east, SHORT_SECONDS)
     # Asleep: it wakes up in the middle, and must not find gone what it uses then.
     west.ddfs.daemon.signal(signal.SIGSTOP)
     try:
@@ -118,8 +120,19 @@ def test_a_host_that_does_not_answer_keeps_everything(nodes: list[Node], image: 
     assert "perhaps used on host " in refused.stderr
     assert east.ddfs.published(name).exists()
     west.ddfs.serve()
+    wait_for(east, WAIT_SECONDS)
     assert name not in collect(east.ddfs)
     assert not uses_of(east.ddfs, ".intent", ".committed")
+
+
+def wait_for(node: Node, seconds: int) -> None:
+    """Let *node* wait so long for the other host's answers."""
+    host = node.ddfs
+    lines = host.settings.read_text().splitlines()
+    lines[lines.index("[gc]") + 2] = f"wait = {seconds}"
+    host.settings.write_text("\n".join(lines) + "\n")
+    host.stop()
+    host.serve()
 
 
 def uses_of(host: Host, *suffixes: str) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,20 +14,6 @@ from lab.site import Published, Site
 from tests.signature.openpgp import Signer
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
-    found = Signer(tmp_path_factory.mktemp("signer"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
-    found = Signer(tmp_path_factory.mktemp("stranger"), "stranger")
-    yield found
-    found.close()
 
 
 def sign(site: Site, image: Published, signature: bytes) -> str:

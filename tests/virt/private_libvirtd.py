@@ -55,7 +55,7 @@ class PrivateLibvirtd:
         command = [sys.executable, str(NAMESPACE), "sh", "-c", SCRIPT, str(self.directory)]
         with open(self.directory / "stderr", "ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while not self.answers():
             assert self.process.poll() is None, (self.directory / "stderr").read_text()
             assert time.monotonic() < deadline, (self.directory / "stderr").read_text()
@@ -65,7 +65,7 @@ class PrivateLibvirtd:
         """As kill -9 would; the kernel ends all that it started."""
         self.process.kill()
         self.process.wait()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while self.answers():
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -81,7 +81,7 @@ class PrivateLibvirtd:
             ["virsh", "-q", "-c", self.uri, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=90,
             check=False,
         )
         assert done.returncode == 0, done.stderr

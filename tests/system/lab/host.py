@@ -40,7 +40,7 @@ class Host:
         self,
         directory: Path,
         *,
-        gate_wait: float = 10.0,
+        gate_wait: float = 60.0,
         gate_then: str = "refuse",
         images: Path | None = None,
         primary: str = "",
@@ -86,7 +86,7 @@ class Host:
     def serve(self) -> Process:
         """The daemon; returns when it answers."""
         process = self.daemon = self.spawn()
-        process.wait_until(self._answers, "ddfs serve answers", seconds=30)
+        process.wait_until(self._answers, "ddfs serve answers")
         return process
 
     def stop(self) -> int:
@@ -148,10 +148,8 @@ class Host:
         with open("/proc/self/mountinfo", encoding="utf-8") as table:
             return any(line.split(" ", 5)[4] == str(self.mountpoint) for line in table)
 
-    def wait_for_state(self, name: str, state: str, *, seconds: float = 60.0) -> None:
-        wait_until(
-            lambda: self.template(name)["state"] == state, f"{name} is {state}", seconds=seconds
-        )
+    def wait_for_state(self, name: str, state: str) -> None:
+        wait_until(lambda: self.template(name)["state"] == state, f"{name} is {state}")
 
     def template(self, name: str) -> dict[str, Any]:
         """What the API says about a template."""

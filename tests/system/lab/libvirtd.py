@@ -87,7 +87,7 @@ class Libvirtd:
         """Returns when it answers."""
         command = ["libvirtd", "--pid-file", "/run/libvirt/libvirtd.pid"]
         process = self._process = Process(command, self._logs / "libvirtd.log")
-        process.wait_until(self._answers, "libvirtd answers", seconds=60)
+        process.wait_until(self._answers, "libvirtd answers")
 
     def stop(self) -> None:
         """Its domains go on running, as they do on a real host."""

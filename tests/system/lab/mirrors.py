@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab.processes import Process
+from lab.processes import Process, wait_until
 
 # One process without a master: it ends with its pid, and reads what root may read.
 CONFIGURATION: Final = """\
@@ -29,6 +31,10 @@ http {{
     server {{ listen {address}:{port}; root {root}; {limit} }}
 }}
 """
+
+
+# Asked for by ourselves alone.
+_MARK: Final = "/.mark"
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Mirror:
         self._work = work
         self._log = work / "access.log"
         self._process: Process | None = None
+        self._is_paused = False
+        self._marks = 0
         self.port = free_port(address)
 
     def __enter__(self) -> Mirror:
@@ -93,10 +101,18 @@ class Mirror:
 
     def pause(self) -> None:
         """Silent from now on: connections are still taken, by the kernel, and stay open."""
+        self._is_paused = True
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
+        self._is_paused = False
+
+    def change_rate(self, rate: int | None) -> None:
+        """From now on; what it was sending ends."""
+        self.stop()
+        self.rate = rate
+        self.start()
 
     def _signal(self, number: int) -> None:
         if self._process is not None:
@@ -104,9 +120,22 @@ class Mirror:
 
     def requests(self, name: str | None = None) -> list[Request]:
         """What was asked so far, or what was asked for *name*."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        requests = [_parse(line) for line in lines]
-        return [r for r in requests if name is None or r.path == f"/{name}"]
+        if self._process is not None and not self._is_paused:
+            self._see_all()
+        requests = [_parse(line) for line in self._lines()]
+        wanted = (r for r in requests if not r.path.startswith(_MARK))
+        return [r for r in wanted if name is None or r.path == f"/{name}"]
+
+    def _see_all(self) -> None:
+        """What happened to nginx before a request of our own is in its log before that."""
+        self._marks += 1
+        mark = f"{_MARK}{self._marks}"
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(self.url(mark[1:])).close()
+        wait_until(lambda: any(f" {mark} " in line for line in self._lines()), f"{mark} is logged")
+
+    def _lines(self) -> list[str]:
+        return self._log.read_text().splitlines() if self._log.exists() else []
 
     def bytes_sent(self, name: str) -> int:
         return sum(r.bytes_sent for r in self.requests(name))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-# An orderly end that takes longer is a hang. The daemon itself promises 5 s.
-STOP_SECONDS: Final = 15.0
+# For what happens in moments on an idle machine. Waiting long costs nothing where it works, and
+# a busy machine makes no test fail: how fast something is, is for contrib/bench to say.
+PATIENCE_SECONDS: Final = 90.0
 
 
 class LabError(Exception):
@@ -20,7 +21,11 @@ class LabError(Exception):
 
 
 def wait_until(
-    condition: Callable[[], object], what: str, *, seconds: float = 20.0, pause: float = 0.05
+    condition: Callable[[], object],
+    what: str,
+    *,
+    seconds: float = PATIENCE_SECONDS,
+    pause: float = 0.05,
 ) -> None:
     """Returns when *condition* is true; LabError with *what* when it is not in *seconds*."""
     deadline = time.monotonic() + seconds
@@ -63,7 +68,7 @@ class Process:
         return "\n".join(text.splitlines()[-lines:])
 
     def wait_until(
-        self, condition: Callable[[], object], what: str, *, seconds: float = 20.0
+        self, condition: Callable[[], object], what: str, *, seconds: float = PATIENCE_SECONDS
     ) -> None:
         """As the function; also fails, at once, when the process ends meanwhile."""
 
@@ -81,7 +86,7 @@ class Process:
         if self.returncode is None:
             self._popen.send_signal(number)
 
-    def wait(self, seconds: float = STOP_SECONDS) -> int:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> int:
         return self._popen.wait(seconds)
 
     def stop(self) -> int:
@@ -92,7 +97,7 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
             raise LabError(
-                f"{self.command[0]} did not end in {STOP_SECONDS:g} s\n{self.tail()}"
+                f"{self.command[0]} did not end in {PATIENCE_SECONDS:g} s\n{self.tail()}"
             ) from None
 
     def kill(self) -> None:

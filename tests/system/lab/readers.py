@@ -36,7 +36,7 @@ class Readers:
     def is_waiting(self) -> bool:
         return self.process.poll() is None
 
-    def results(self, seconds: float = 60.0) -> list[Result]:
+    def results(self, seconds: float = 90.0) -> list[Result]:
         """What each reader got."""
         # Not communicate(): the answer of a quick reader is in our buffer already.
         with self.process:

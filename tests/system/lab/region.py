@@ -46,7 +46,7 @@ class Node:
         self._libvirtd = Process(
             [*command, directory, *HIDDEN], directory.parent / f"{self.name}.log"
         )
-        self._libvirtd.wait_until(self._answers, "libvirtd answers", seconds=60)
+        self._libvirtd.wait_until(self._answers, "libvirtd answers")
         self.ddfs = Host(directory / "host", **settings)
         self.ddfs.command = [*self._inside(), *self.ddfs.command]
 

@@ -52,7 +52,7 @@ class SecondLibvirtd:
         environ = {**os.environ}
         environ.pop("DDFS_LAB_NAMESPACE", None)
         process = self._process = Process(command, self._directory / "libvirtd.log", environ)
-        process.wait_until(self._answers, "the second libvirtd answers", seconds=60)
+        process.wait_until(self._answers, "the second libvirtd answers")
         return self
 
     def __exit__(self, *_: object) -> None:
