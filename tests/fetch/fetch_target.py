@@ -119,7 +119,7 @@ async def fetch(
     path: Path,
     *,
     journal: dict[int, PieceRecord] | None = None,
-    limit: float = 90.0,
+    limit: float = 200.0,
     events: list[FetchEvent] | None = None,
     transport: Transport | None = None,
     grants: Grants | None = None,

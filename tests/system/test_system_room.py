@@ -24,7 +24,7 @@ MakeVm = Callable[[Host, str, Path], Domain]
 
 NO_GRACE = "[gc]\ngrace = 0\n"
 
-SEQUENCES = 20
+SEQUENCES = 12
 STEPS = 3
 QUOTA = 7 * MIB
 
