@@ -1,7 +1,7 @@
 """A published content onto another primary storage of this host, without any mirror.
 
-By reflink where both are on one file system that can, else
-by copying what is data and leaving holes holes. Never by a hard link: two storages' files
+By reflink where both are on one file system that can, else by copying what is data and leaving
+holes holes. Never by a hard link: two storages' files
 would be one inode, and deleting, protecting and labelling one would be doing it to the other.
 The copy is hashed before it gets its name.
 """

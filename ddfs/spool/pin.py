@@ -102,6 +102,7 @@ def _sha256(partial: PartialFile) -> Digest:
     offset = 0
     with storage_errors(partial.path):
         while block := os.pread(partial.fd, _BLOCK, offset):
+            trio.from_thread.check_cancelled()
             hasher.update(block)
             offset += len(block)
     return Digest(HashAlgorithm.SHA256, hasher.hexdigest())

@@ -65,6 +65,8 @@ class OpenFiles:
         # By path and inode: the file that gets a name anew is another one.
         self._open: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._readers: dict[tuple[str, int], int] = {}
+        # Files that are going away while somebody reads them: an open one keeps its room.
+        self._going: set[tuple[str, int]] = set()
 
     async def read(self, published: PublishedFile, offset: int, length: int) -> bytes:
         """Bytes of *published*; raises :class:`errors.StorageError` if it is not the same file."""
@@ -79,6 +81,7 @@ class OpenFiles:
             self._readers[key] -= 1
             if not self._readers[key]:
                 del self._readers[key]
+                self._close_going()
 
     def _descriptor(self, published: PublishedFile) -> int:
         key = published.path, published.inode
@@ -89,18 +92,28 @@ class OpenFiles:
         return self._open[key]
 
     def _close_unused(self) -> None:
+        if len(self._open) <= MAX_OPEN_FILES:
+            return
         for key in [k for k in self._open if k not in self._readers]:
             if len(self._open) <= MAX_OPEN_FILES:
                 break
             os.close(self._open.pop(key))
 
     def forget(self, path: str) -> None:
-        """Close the descriptors of a file that is going away, unless somebody reads it."""
-        for key in [k for k in self._open if k[0] == path and k not in self._readers]:
-            os.close(self._open.pop(key))
+        """Close the descriptors of a file that is going away, once nobody reads it."""
+        self._going |= {key for key in self._open if key[0] == path}
+        self._close_going()
+
+    def _close_going(self) -> None:
+        for key in [k for k in self._going if k not in self._readers]:
+            self._going.discard(key)
+            fd = self._open.pop(key, None)
+            if fd is not None:
+                os.close(fd)
 
     def close(self) -> None:
         """Close all."""
+        self._going.clear()
         while self._open:
             os.close(self._open.popitem()[1])
 

@@ -62,11 +62,13 @@ def _unjournaled(partial: PartialFile, manifest: Manifest) -> list[int]:
     with storage_errors(partial.path):
         for part in _data(partial.fd):
             for piece in range(-(-part.start // grid.piece_length), grid.count):
+                place = grid.bytes_of(piece)
+                if place.end > part.end:
+                    break
                 if piece in journaled:
                     continue
-                place = grid.bytes_of(piece)
-                if place.end > part.end or len(place) > room:
-                    break
+                if len(place) > room:
+                    return found
                 found.append(piece)
                 room -= len(place)
     return found

@@ -328,14 +328,21 @@ class Spool:
         However many ask, it is copied once, and goes on when they leave. Raises why it
         failed; :class:`errors.NotHereYetError` when it is published nowhere.
         """
-        holding = self._holding(order.content_id)
         if primary not in self._storages:
             raise errors.InvalidValueError(
                 f"{primary!r} is no primary storage; the settings have {', '.join(self._storages)}"
             )
-        while primary not in holding.files:
+        while primary not in (holding := self._holding(order.content_id)).files:
+            if holding.evicted is not None:
+                await holding.evicted.wait()
+                continue
             if holding.published is None or holding.is_going or self._nursery is None:
                 raise errors.NotHereYetError(f"{order.published_name} has to be fetched first")
+            if (withheld := holding.withheld.get(primary)) is not None:
+                # It stands there; whether it stays other hosts are deciding.
+                holding.ask_for_withheld(order.content_id)
+                await withheld.ended.wait()
+                continue
             running = holding.copying.get(primary)
             if running is None:
                 running = holding.copying[primary] = Copying()
@@ -387,6 +394,7 @@ class Spool:
             self.note_use(content_id)
             error = None
         except errors.DdfsError as failure:
+            # As it was, for whoever is told when the asking is cancelled.
             error = failure
             error = await explained(self.explain, content_id, failure)
         except Exception as bug:

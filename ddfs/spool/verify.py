@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from ddfs.model import Manifest, MiB
 from ddfs.spool.partial import storage_errors
 
@@ -12,10 +14,11 @@ _BLOCK: Final = MiB
 
 
 def holds_all_digests(path: Path, manifest: Manifest) -> bool:
-    """Whether the file has the size and every digest of *manifest*; blocks.
+    """Whether the file has the size and every digest of *manifest*; blocks, in a thread.
 
-    With no whole-file digest, every piece hash has to hold. Raises
-    :class:`ddfs.errors.StorageError` when the file cannot be read.
+    With no whole-file digest, every piece hash has to hold. Ends at the next mebibyte (without
+    digests: piece) when the caller is cancelled. Raises :class:`ddfs.errors.StorageError` when
+    the file cannot be read.
     """
     with storage_errors(path):
         if path.stat().st_size != manifest.size:
@@ -27,6 +30,7 @@ def _digests_hold(path: Path, manifest: Manifest) -> bool:
     hashers = [digest.algorithm.hasher() for digest in manifest.digests]
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
+            trio.from_thread.check_cancelled()
             for hasher in hashers:
                 hasher.update(block)
     found = [hasher.hexdigest() for hasher in hashers]
@@ -39,6 +43,7 @@ def _pieces_hold(path: Path, manifest: Manifest) -> bool:
         return False
     with path.open("rb") as file:
         for expected in pieces:
+            trio.from_thread.check_cancelled()
             hasher = pieces.algorithm.hasher()
             hasher.update(file.read(pieces.piece_length))
             if hasher.digest() != expected:

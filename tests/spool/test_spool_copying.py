@@ -319,6 +319,25 @@ async def test_what_is_evicted_is_purged_after_that(tmp_path: Path) -> None:
         assert host.spool.holding(content_id).state is SpoolState.ABSENT
 
 
+async def test_what_other_hosts_may_be_deleting_is_not_adopted_as_a_copy(tmp_path: Path) -> None:
+    wanted: list[str] = []
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        order = host.knows(manifest_of(CONTENT, [lab.mirror(CONTENT)]))
+        await fetched(host, order)
+        await host.spool.copy(order, "fast")
+        content_id, leaving = order.content_id, host.spool.leaving
+        assert leaving.withhold(content_id, "fast", None, wanted.append)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.spool.copy, order, "fast")
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                assert wanted == [content_id]
+                assert host.spool.holding(content_id).primaries == ("slow",)
+                assert await leaving.evict(content_id, "fast", 0)
+        assert host.spool.holding(content_id).primaries == ("slow", "fast")
+        assert (tmp_path / "fast" / order.published_name).read_bytes() == CONTENT
+
+
 async def test_a_bug_in_a_copy_ends_that_copy_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
