@@ -1,8 +1,7 @@
 """The registered templates of this host: names, and what they are bound to.
 
 Joins the catalogue (what is registered), the spool (how far it is here) and the stored
-heads, and answers the mount from memory: it is the
-:class:`ddfs.fuse.view.TemplateView` that the mount shows.
+heads, and answers from memory: also the mount, through :mod:`ddfs.fuse.shown`.
 """
 
 from __future__ import annotations
