@@ -132,18 +132,18 @@ class Catalogue:
             note_version(connection, name, seen)
             return self._template(connection, name)
 
-    def remove_template(self, name: str, *, forget_content: bool = False) -> Template:
+    def remove_template(self, name: str) -> Template:
         """Free *name*. Raises :class:`errors.UnknownTemplateError`.
 
         With the last name of a content its manifest and references go too; unless it is
         published, because its file is still there and ours: then they stay for a template
-        that comes back, until :meth:`forget_reference`. *forget_content*: not even then.
+        that comes back, until :meth:`forget_reference`.
         """
         with self._transaction() as connection:
             gone = self._template(connection, name)
             connection.execute(delete(schema.template).where(schema.template.c.name == name))
             forget_empty(connection, gone.family)
-            self._drop_unused(connection, gone.content_id, even_published=forget_content)
+            self._drop_unused(connection, gone.content_id)
             return gone
 
     def templates(self) -> list[Template]:
@@ -151,16 +151,6 @@ class Catalogue:
         with self._transaction() as connection:
             found = connection.execute(_TEMPLATES.order_by(schema.template.c.row))
             return [rows.template_of(row) for row in found]
-
-    def declaration(self, name: str) -> Declaration:
-        """What was declared about *name*. Raises :class:`errors.UnknownTemplateError`."""
-        with self._transaction() as connection:
-            table = schema.template
-            self._template(connection, name)
-            found = connection.execute(
-                select(table.c.source, table.c.declaration).where(table.c.name == name)
-            ).one()
-            return _declaration_of(found)
 
     def declarations(self, content_id: str) -> list[Declaration]:
         """What was declared about the names of a content, the newest last."""
@@ -293,7 +283,7 @@ class Catalogue:
                     table.c.content_id == content_id, table.c.primary_storage == primary
                 )
             )
-            self._drop_unused(connection, content_id, even_published=False)
+            self._drop_unused(connection, content_id)
 
     # Within a transaction
 
@@ -399,10 +389,8 @@ class Catalogue:
                 .values(named_from=named.named_from)
             )
 
-    def _drop_unused(
-        self, connection: Connection, content_id: str, *, even_published: bool
-    ) -> None:
-        """Delete a content that has no name, with its mirrors and references."""
+    def _drop_unused(self, connection: Connection, content_id: str) -> None:
+        """Delete a content that has no name and is not published, with all that is its own."""
         named, kept = schema.template, schema.spool_reference
         users = select(func.count()).select_from(named).where(named.c.content_id == content_id)
         published = (
@@ -410,7 +398,7 @@ class Catalogue:
             .select_from(kept)
             .where(kept.c.content_id == content_id, kept.c.state == SpoolState.PUBLISHED.value)
         )
-        if connection.scalar(users) or (connection.scalar(published) and not even_published):
+        if connection.scalar(users) or connection.scalar(published):
             return
         table = schema.content
         connection.execute(delete(table).where(table.c.content_id == content_id))
