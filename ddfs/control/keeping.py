@@ -142,7 +142,7 @@ class HostKeeping:
 
     async def pin(self, request: Pin) -> None:
         """Pin or unpin."""
-        rows = [self._templates.get(name).row for name in request.names]
+        rows = [self._templates.newest(name).row for name in request.names]
         for row in rows:
             await self._records.set_pinned(row, request.pinned)
 
