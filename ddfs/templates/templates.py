@@ -326,12 +326,16 @@ class Templates:
                         f"{template.file_name} is being fetched; end that with: ddfs cancel {name}"
                     )
                 with trio.CancelScope(shield=True):
-                    if is_last and (purge or not self._spool.is_stored(template.content_id)):
-                        await self._spool.purge(template.content_id)
-                    await trio.to_thread.run_sync(
-                        self._catalogue.remove_template, name, limiter=self._limiter
-                    )
+                    # First: nobody may come to want what is going.
                     self._index.remove(template)
+                    try:
+                        if is_last and (purge or not self._spool.is_stored(template.content_id)):
+                            await self._spool.purge(template.content_id)
+                        forget = self._catalogue.remove_template
+                        await trio.to_thread.run_sync(forget, name, limiter=self._limiter)
+                    except BaseException:
+                        self._index.add(template)
+                        raise
                     self._declarations.pop(name, None)
                     if not self.versions(template.family):
                         self.source_states.pop(template.family, None)
@@ -387,9 +391,7 @@ class Templates:
 
     @asynccontextmanager
     async def changing(self, family: str) -> AsyncIterator[None]:
-        """One change of a name, in whichever version, at a time; or, inside, of the names of a
-        content, whose id is nobody's name.
-        """
+        """One change of a name, in whichever version, or else of all names of a content."""
         lock = self._changing.setdefault(family, trio.Lock())
         try:
             async with lock:
