@@ -48,7 +48,7 @@ _LIBRARIES: Final = (
 )
 
 # A host that installs from a checkout may do without; a package is for all.
-_NATIVE: Final = "usr/lib/ddfs/ddfs/fetch/twofold.so.1"
+_NATIVE: Final = ("twofold", "records")
 
 _POSTINST: Final = """\
 #!/bin/sh
@@ -120,8 +120,9 @@ def build(output: Path) -> Path:
         tree = Path(directory) / "tree"
         tree.mkdir(mode=0o755)
         layout.lay_out(tree, PREFIX)
-        if not list(tree.glob(_NATIVE)):
-            raise SystemExit("contrib/package: ddfs/fetch/twofold.c is not compiled; install gcc")
+        for name in _NATIVE:
+            if not (tree / f"usr/lib/ddfs/ddfs/fetch/{name}.so.1").is_file():
+                raise SystemExit(f"contrib/package: {name}.c is not compiled; install gcc")
         # Where dpkg knows them as the operator's: systemd and sysusers find both.
         control = tree / "DEBIAN"
         control.mkdir()

@@ -20,10 +20,13 @@ import h11
 
 from ddfs import __version__
 from ddfs.fetch.address import Address, in_one_line
+from ddfs.fetch.records import Records, records_of
 
 # Enough for any head seen in the wild; more is an attack on our memory.
 MAX_HEAD_BYTES: Final = 64 * 1024
 _HEAD_READ: Final = 16 * 1024
+# Over TLS a body of so much is worth to prepare for it, a few milliseconds the first time.
+_BULK_BYTES: Final = 1024 * 1024
 
 # How often a waiting thread looks whether it was aborted, should the wake-up get lost.
 _POLL_SECONDS: Final = 1.0
@@ -69,6 +72,7 @@ class Connection:
         self._remaining: int | None = 0
         self._ended = True
         self._needs_handshake = isinstance(sock, ssl.SSLSocket)
+        self._records: Records | None = None
         # What was asked for and what came before this object was made.
         self._asked = b""
         self._early = memoryview(b"")
@@ -201,6 +205,10 @@ class Connection:
             self._parser = None
             self._leftover = memoryview(bytes(parser.trailing_data[0]))
         self._remaining = length
+        if length is not None and length >= _BULK_BYTES and self._records is None:
+            self._records = (
+                records_of(self._sock) if isinstance(self._sock, ssl.SSLSocket) else None
+            )
         if length == 0:
             self._finish()
         return ResponseHead(response.status_code, headers, length, is_chunked)
@@ -290,6 +298,8 @@ class Connection:
             self._early = self._early[count:] or memoryview(b"")
             return count
         try:
+            if self._records is not None and (count := self._records.read_into(view)):
+                return count
             return self._sock.recv_into(view)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None

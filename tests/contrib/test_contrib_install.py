@@ -46,6 +46,7 @@ def test_installing_twice_and_uninstalling(tmp_path: Path) -> None:
     assert "\nddfs_home=/usr/lib/ddfs\n" in hook.read_text()
     assert (tmp_path / "usr/lib/ddfs/ddfs/hook.py").is_file()
     assert (tmp_path / "usr/lib/ddfs/ddfs/fetch/twofold.so.1").is_file()
+    assert (tmp_path / "usr/lib/ddfs/ddfs/fetch/records.so.1").is_file()
     assert os.access(tmp_path / "usr/bin/ddfs", os.X_OK)
     assert (
         "ExecStart=/usr/bin/ddfs serve"
