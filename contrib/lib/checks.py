@@ -2,8 +2,8 @@
 
 All steps run even when one failed, so that a run shows everything that is wrong.
 
-Most system tests run beside all others: most of their time is waiting, for virtual machines,
-mirrors and windows. One after the other took 25 minutes.
+They run in groups side by side: much of their time is waiting, for virtual machines, mirrors and
+windows. One after the other took 25 minutes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ HANG_SECONDS: Final = 300
 
 _NAME_LENGTH: Final = 60
 
-# What runs side by side where nobody names tests. Alone, the system tests took 15 minutes and
-# all others 10: the last ones of the alphabet go with these.
+# What runs side by side where nobody names tests, each about a third of the time: system tests,
+# which wait most of theirs; what computes most; and the rest, with the last ones of the alphabet.
 _WAITING: Final = sorted(
     f"tests/system/{path.name}" for path in (TOP / "tests/system").glob("test_system_[a-r]*.py")
 )
-GROUPS: Final = [["tests", *(f"--ignore={path}" for path in _WAITING)], _WAITING]
+_COMPUTING: Final = [
+    f"tests/{name}" for name in ("contrib", "fetch", "keeping", "metalink", "spool")
+]
+_APART: Final = [f"--ignore={path}" for path in (*_WAITING, *_COMPUTING)]
+GROUPS: Final = [["tests", *_APART], _COMPUTING, _WAITING]
 
 sys.path.insert(0, str(TOP / "tests" / "system"))
 

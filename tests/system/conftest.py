@@ -46,8 +46,7 @@ def session_libvirtd(lab_directory: Path) -> Iterator[Libvirtd]:
 def libvirtd(session_libvirtd: Libvirtd) -> Iterator[Libvirtd]:
     """libvirtd without domains and pools, before and after."""
     yield session_libvirtd
-    session_libvirtd.remove_domains()
-    session_libvirtd.remove_pools()
+    session_libvirtd.restore()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 import trustme
 from lab.host import Host
 from lab.metalink import write_metalink
-from lab.mirrors import Mirror, free_port
+from lab.mirrors import Mirror, reserved_port
 from lab.processes import PATIENCE_SECONDS, Process, wait_until
 
 MIB = 1024 * 1024
@@ -71,7 +71,9 @@ class Servers:
         self.image = os.urandom(6 * MIB)
         (self.root / "disk.img").write_bytes(self.image)
         self.checksum = f"sha256:{hashlib.sha256(self.image).hexdigest()}"
-        self._ports = {k: free_port("127.0.0.1") for k in ("login", "mutual", "keyed", "plain")}
+        names = ("login", "mutual", "keyed", "plain")
+        self._reserved = {name: reserved_port("127.0.0.1") for name in names}
+        self._ports = {name: port.getsockname()[1] for name, port in self._reserved.items()}
         authority = trustme.CA()
         self.ca = work / "ca.pem"
         authority.cert_pem.write_to_path(str(self.ca))
@@ -96,6 +98,8 @@ class Servers:
 
     def close(self) -> None:
         self._process.close()
+        for port in self._reserved.values():
+            port.close()
 
     def url(self, server: str, path: str = "disk.img", login: str = "") -> str:
         scheme = "https" if server in ("login", "mutual") else "http"

@@ -101,6 +101,20 @@ class Libvirtd:
             self._process.kill()
             self._process = None
 
+    def restore(self) -> None:
+        """It runs, without domains and pools, whatever a test that failed has left."""
+        try:
+            self._run_empty()
+        except (LabError, subprocess.TimeoutExpired):
+            self.kill()
+            self._run_empty()
+
+    def _run_empty(self) -> None:
+        if self._process is None or self._process.returncode is not None:
+            self.start()
+        self.remove_domains()
+        self.remove_pools()
+
     def install_hook(self, text: str) -> None:
         """Puts a script where libvirt runs it, in place of the one before."""
         new = HOOKS / ".qemu.new"

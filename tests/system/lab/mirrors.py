@@ -67,7 +67,9 @@ class Mirror:
         self._process: Process | None = None
         self._is_paused = False
         self._marks = 0
-        self.port = free_port(address)
+        # Nobody else gets it, also while nginx does not run.
+        self._reserved = reserved_port(address)
+        self.port: int = self._reserved.getsockname()[1]
 
     def __enter__(self) -> Mirror:
         self.start()
@@ -75,6 +77,7 @@ class Mirror:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._reserved.close()
 
     def start(self) -> None:
         """On the same port as before, if it was stopped."""
@@ -149,6 +152,14 @@ class Mirror:
 def _parse(line: str) -> Request:
     status, sent, method, path, wanted = line.split(" ", 4)
     return Request(int(status), int(sent), method, path, wanted)
+
+
+def reserved_port(address: str) -> socket.socket:
+    """Holds a port, until it is closed, for who asks for just that one with SO_REUSEADDR."""
+    holder = socket.socket()
+    holder.bind((address, 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return holder
 
 
 def free_port(address: str) -> int:

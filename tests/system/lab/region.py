@@ -95,7 +95,9 @@ class Node:
         }
 
     def clear(self) -> None:
-        """No domains and no disks."""
+        """No domains and no disks, and its daemon runs, whatever a test that failed has left."""
+        if self.ddfs.daemon is None or self.ddfs.daemon.returncode is not None:
+            self.ddfs.serve()
         for name in self.domains():
             self.virsh("destroy", name, check=False)
             self.virsh("undefine", name, check=False)
