@@ -172,12 +172,19 @@ def test_a_signal_at_any_moment_leaves_nothing_false(
     target.unlink()
     whole = time.monotonic() - began + 0.3  # another process has to start
     for share in (0.2, 0.5, 0.7, 0.8, 0.9, 1.0):
+        ready, started = os.pipe()
+        # Not before the interpreter is there, which says what it likes.
+        program = [sys.executable, "-c", f"import os; os.write({started}, b'x'); {PROGRAM[-1]}"]
         process = subprocess.Popen(
-            [*PROGRAM, "fetch", str(source), "-o", str(target)],
+            [*program, "fetch", str(source), "-o", str(target)],
+            pass_fds=[started],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+        os.close(started)
+        os.read(ready, 1)
+        os.close(ready)
         time.sleep(share * whole)
         process.send_signal(number)
         _, err = process.communicate(timeout=90)
