@@ -260,7 +260,8 @@ class Fetch:
         await trio.to_thread.run_sync(
             self._with.ledger.pin, self.order.content_id, digest, limiter=self._with.ledger_limiter
         )
-        await say(self._with.storage, self.order.content_id, self.order.size, digest.hexdigest)
+        if manifest.packing is None:
+            await say(self._with.storage, self.order.content_id, self.order.size, digest.hexdigest)
         log.warning("%s: unverified; from now on it is %s", self.order.published_name, digest)
 
     async def _adopt(self, manifest: Manifest, *, is_judged: bool = False) -> PublishedFile | None:
