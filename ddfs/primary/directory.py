@@ -217,14 +217,11 @@ class DirectoryStorage:
         since device numbers change at a reboot. Owner and ctime are libvirt's to change.
         One that is intact counts against the quota from now on, one that is not does no more.
         """
-        is_mended = published.path in self._mending
-        found = self.identify(Path(published.path))
-        # Looked at while it was written to, whichever of the two began or ended first.
-        is_mended = is_mended or published.path in self._mending
         is_intact = (
-            found is not None
-            and self._is_same_file(found, published, is_mended)
-            and found.device in (published.device, self._device)
+            self._is_intact(published)
+            or (self._is_mended(published) and self._is_intact(published, is_mended=True))
+            # The mending may have ended between the first look and the second.
+            or self._is_intact(published)
         )
         if is_intact:
             self._count(published)
@@ -249,7 +246,7 @@ class DirectoryStorage:
                 f"{path} is not the file that ddfs put there any more, or was written to: it is "
                 "left alone; delete it by hand, run ddfs doctor --fix, and it is fetched again"
             )
-        mark = self.partial_dir / (path.name + mend.MARK_SUFFIX)
+        mark = mend.mark_of(path, self.partial_dir)
         self._mending.add(published.path)
         try:
             with self._translated(f"cannot mend {path}"):
@@ -257,11 +254,17 @@ class DirectoryStorage:
         finally:
             self._mending.discard(published.path)
 
-    @staticmethod
-    def _is_same_file(found: PublishedFile, published: PublishedFile, is_mended: bool) -> bool:
+    def _is_intact(self, published: PublishedFile, *, is_mended: bool = False) -> bool:
+        found = self.identify(Path(published.path))
+        if found is None or found.device not in (published.device, self._device):
+            return False
         if is_mended:
             return found.inode == published.inode
         return publish.is_same_file(found, published)
+
+    def _is_mended(self, published: PublishedFile) -> bool:
+        """Whether somebody writes true bytes into it now, so that its time is another one."""
+        return published.path in self._mending
 
     def purge(self, published: PublishedFile) -> None:
         """Delete *published*; gone already is fine, another file in its place is refused."""

@@ -23,6 +23,11 @@ MARK_SUFFIX: Final = ".mending"
 _BLOCK_BYTES: Final = 1 * MiB
 
 
+def mark_of(path: Path, directory: Path) -> Path:
+    """Where it lies in *directory* that the file at *path* is mended."""
+    return directory / (path.name + MARK_SUFFIX)
+
+
 def mend(published: PublishedFile, mark: Path, source: int, ranges: Sequence[ByteRange]) -> None:
     """Copy *ranges* from the descriptor *source*, where they stand at the same places.
 

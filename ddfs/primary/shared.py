@@ -18,7 +18,7 @@ from typing import Final
 from ddfs import errors
 from ddfs.model import Digest, PublishedFile
 from ddfs.model.sharing import HostRecord, Intent, UsesRecord, is_host_id
-from ddfs.primary import kernel, lease
+from ddfs.primary import kernel, lease, mend
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.primary.sayings import Sayings
 from ddfs.primary.stems import stem_of
@@ -118,6 +118,12 @@ class SharedDirectoryStorage(DirectoryStorage):
                 "publishes is used"
             )
         return super().publish(partial, name)
+
+    def _is_mended(self, published: PublishedFile) -> bool:
+        """By any host; by one that died in it, until it is back."""
+        with self._translated("cannot see what other hosts mend"):
+            hosts = self.partial_dir.parent.glob(_HOST + "*")
+            return any(mend.mark_of(Path(published.path), host).exists() for host in hosts)
 
     def purge(self, published: PublishedFile) -> None:
         """Refused but between :meth:`commit` and :meth:`finish`, unless it is gone already."""

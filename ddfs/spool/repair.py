@@ -15,10 +15,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import trio
 
+from ddfs import errors
 from ddfs.fetch.events import FetchEvent
 from ddfs.fetch.transfer import PieceRecord, Transfer
 from ddfs.model import ByteRange, Manifest, PieceMap, PublishedFile
@@ -30,6 +31,9 @@ from ddfs.spool.room import reserve
 
 # Reading other files, and writing into the published one.
 _LIMITER = trio.CapacityLimiter(2)
+
+# Until other hosts are told that it is over; a lease expires anyway.
+_DISCLAIM_SECONDS: Final = 2.0
 
 
 class Patch:
@@ -91,11 +95,32 @@ async def repair(
     """Put right what *findings* says is damaged in *published*.
 
     *others* are files that may have the bytes. Raises what a fetch raises: then the file
-    is as damaged as before, or less. Cancelled, too.
+    is as damaged as before, or less. Cancelled, too. On a storage that hosts share one of them
+    does it at a time: :class:`errors.AlreadyRunningError` to the others.
     """
-    if manifest.packing is not None:
-        await repair_unpacked(published, manifest, findings, surroundings)
-        return
+    storage, content_id = surroundings.storage, manifest.content_id
+    try:
+        if not await trio.to_thread.run_sync(storage.claim, content_id):
+            raise errors.AlreadyRunningError(
+                f"{published.path}: another host is at it; try again when that has ended"
+            )
+        if manifest.packing is not None:
+            await repair_unpacked(published, manifest, findings, surroundings)
+        else:
+            await _repair_pieces(published, manifest, pieces, findings, others, surroundings)
+    finally:
+        with trio.move_on_after(_DISCLAIM_SECONDS, shield=True):
+            await trio.to_thread.run_sync(storage.disclaim, content_id)
+
+
+async def _repair_pieces(
+    published: PublishedFile,
+    manifest: Manifest,
+    pieces: PieceMap | None,
+    findings: Findings,
+    others: Sequence[Path],
+    surroundings: Surroundings,
+) -> None:
     storage, content_id, size = surroundings.storage, manifest.content_id, findings.grid.size
     held = sorted(set(range(findings.grid.count)) - set(findings.damaged))
     needed = sum(len(each) for each in findings.ranges)

@@ -2,10 +2,11 @@
 
 import gzip
 import hashlib
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ from ddfs.model import (
 from ddfs.primary.publish import look_at
 from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.spool.copying import copy_content
+from ddfs.spool.examine import Findings
 from ddfs.spool.fetching import Surroundings
+from ddfs.spool.repair import repair
 from ddfs.spool.rest import Demand
 from ddfs.spool.spool import Spool
 from tests.mirrorlab.mirrorlab import MirrorLab
@@ -239,6 +242,40 @@ def test_what_is_unpacked_there_is_published(images: Path) -> None:
     published = storage.publish(unpacked, "x@ab.img")
     assert Path(published.path).read_bytes() == CONTENT
     storage.close()
+
+
+async def test_one_host_mends_a_file_and_it_is_the_same_to_all_meanwhile(images: Path) -> None:
+    async with MirrorLab() as lab:
+        manifest = manifest_of(CONTENT, [lab.mirror(CONTENT)])
+        order = order_of(manifest)
+        async with (
+            host_on(images, "a", manifest) as (first, storage),
+            host_on(images, "b", manifest) as (second, other),
+        ):
+            with trio.fail_after(30):
+                for spool in (first, second):
+                    spool.demand(order, Demand.HAND)
+                    published = await spool.wait_published(order)
+            unlock(Path(published.path))
+            Path(published.path).write_bytes(b"rotten" + CONTENT[6:])
+            # As the first host leaves it while it writes, or when it dies in that.
+            mark = storage.partial_dir / f"{order.published_name}.mending"
+            mark.write_text(json.dumps(asdict(published)))
+            os.utime(published.path, ns=(1, 1))
+            assert await second.confirm_published(order.content_id) == published
+            os.utime(published.path, ns=(1, published.mtime_ns))
+            mark.unlink()
+
+            damaged = Findings(manifest.grid, (0,), can_tell=True)
+            asked = published, manifest, manifest.pieces, damaged, []
+            with trio.fail_after(30):
+                assert other.claim(order.content_id)
+                with pytest.raises(errors.AlreadyRunningError, match="another host is at it"):
+                    await repair(*asked, first._with)
+                other.disclaim(order.content_id)
+                await repair(*asked, first._with)
+            assert other.claim(order.content_id)
+        assert Path(published.path).read_bytes() == CONTENT
 
 
 def test_what_a_killed_daemon_was_writing_is_swept(images: Path) -> None:
