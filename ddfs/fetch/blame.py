@@ -35,13 +35,15 @@ Plan = dict[int, frozenset[int]]
 class Inquest:
     """*sources* and *digests* say who sent each piece and what arrived; kept up to date.
 
-    ``suspects`` were outvoted, or nobody yet.
+    ``suspects`` were outvoted, or nobody yet. ``hearsay`` are pieces of which only a disk, which
+    may have changed them, says what their mirror sent.
     """
 
     def __init__(self, sources: Sequence[int], digests: Sequence[bytes]) -> None:
         self.sources = list(sources)
         self.digests = list(digests)
         self.suspects: set[int] = set()
+        self.hearsay: dict[int, int] = {}
         self.has_news = False
         self._opinions: dict[int, dict[int, bytes]] = {}
         self._settled: set[int] = set()
@@ -91,6 +93,8 @@ class Inquest:
         if digest != self.digests[piece]:
             self.has_news = True
         self.sources[piece], self.digests[piece] = mirror, digest
+        if self.hearsay.get(piece) == mirror:
+            del self.hearsay[piece]
         self._awaited.discard(piece)
         opinions[mirror] = digest
         if self._alone:
@@ -207,7 +211,8 @@ class Inquest:
                 mirror
                 for piece, opinions in self._disputes()
                 for mirror, digest in opinions.items()
-                if digest != self.digests[piece] and mirror != UNKNOWN
+                if digest != self.digests[piece]
+                and mirror not in (UNKNOWN, self.hearsay.get(piece))
             }
         )
 

@@ -73,6 +73,8 @@ class MirrorStanding:
     out: str | None = None
     last_error: str | None = None
     is_tried: bool = False
+    # It was asked for something, and has neither answered nor refused since.
+    is_silent: bool = False
     is_blamed: bool = False
     is_rangeless: bool = False
     # It refused a second connection while the first one was busy.
@@ -126,6 +128,7 @@ class MirrorStanding:
 
     def answered(self, seconds: float) -> None:
         """Count the time from asking to the first byte."""
+        self.is_silent = False
         self.latency = seconds if self.latency is None else 0.5 * (self.latency + seconds)
 
     def delivered(self) -> None:

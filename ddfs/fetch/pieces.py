@@ -40,10 +40,10 @@ class Contest:
         values = list(self.digests.values())
         return max((values.count(value) for value in values), default=0)
 
-    def is_open_to(self, mirror: int, usable: Iterable[int]) -> bool:
-        """Whether *mirror* may try: nobody usable has tried less often, and not for ever."""
+    def is_open_to(self, mirror: int, rivals: Iterable[int]) -> bool:
+        """Whether *mirror* may try: none of *rivals* has tried less often, and not for ever."""
         mine = self.tries.get(mirror, 0)
-        return mine < MAX_TRIES and all(self.tries.get(other, 0) >= mine for other in usable)
+        return mine < MAX_TRIES and all(self.tries.get(other, 0) >= mine for other in rivals)
 
 
 class PieceTable:

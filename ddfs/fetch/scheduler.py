@@ -202,24 +202,24 @@ class Scheduler(RunSizes):
         return Ask(run.id, mirror, first, end)
 
     def _contested_for(self, mirror: int) -> int | None:
-        usable = self.usable()
+        rivals = self.responsive()
         contested = (p for interval in self.table.contested for p in range(*interval))
         return next(
             (
                 piece
                 for piece in itertools.islice(contested, CONTESTED_AT_ONCE)
-                if self.table.contests[piece].is_open_to(self.owner(mirror), usable)
+                if self.table.contests[piece].is_open_to(self.owner(mirror), rivals)
             ),
             None,
         )
 
     def _start_contested(self, mirror: int, first: int, now: float) -> Ask:
-        usable = self.usable()
+        rivals = self.responsive()
         limit, end = min(first + self._contested_pieces(mirror), self.grid.count), first + 1
         while (
             end < limit
             and self.table.states[end] == states.CONTESTED
-            and self.table.contests[end].is_open_to(self.owner(mirror), usable)
+            and self.table.contests[end].is_open_to(self.owner(mirror), rivals)
         ):
             end += 1
         self.table.take(first, end)
@@ -228,12 +228,12 @@ class Scheduler(RunSizes):
 
     def _steal(self, mirror: int, now: float) -> Action | None:
         best: tuple[float, Run] | None = None
-        owner, usable = self.owner(mirror), self.usable()
+        owner, rivals = self.owner(mirror), self.responsive()
         for run in self.runs.values():
             if run.is_trimming or run.is_cancelled or self._current_end(run) >= run.end:
                 continue
             contest = self.table.contests.get(run.end - 1)
-            if contest is not None and not contest.is_open_to(owner, usable):
+            if contest is not None and not contest.is_open_to(owner, rivals):
                 continue  # it would be cut off for nothing
             if not self._is_comparable(run, now):
                 continue
@@ -257,13 +257,13 @@ class Scheduler(RunSizes):
 
     def _duplicate(self, mirror: int, now: float) -> Action | None:
         """Fetch a second time what would otherwise come last, if it comes sooner so."""
-        usable, left = self.usable(), dict[int, float]()
+        rivals, left = self.responsive(), dict[int, float]()
         for run in self.runs.values():
             piece = run.next
             if run.is_cancelled or piece >= run.end or self.table.states[piece] != states.ASKED:
                 continue
             contest = self.table.contests.get(piece)
-            if contest is not None and not contest.is_open_to(self.owner(mirror), usable):
+            if contest is not None and not contest.is_open_to(self.owner(mirror), rivals):
                 continue
             if not self._is_comparable(run, now):
                 continue
@@ -315,13 +315,13 @@ class Scheduler(RunSizes):
 
     def _soonest(self, piece: int, urgent: bool, now: float) -> tuple[float, int] | None:
         """Who has *piece* first if it is asked next: its predicted seconds, and the mirror."""
-        contest, usable = self.table.contests.get(piece), self.usable()
+        contest, rivals = self.table.contests.get(piece), self.responsive()
         best: tuple[float, int] | None = None
         candidates = self._idle(now)
         if urgent:
             candidates += [m for m in self._busy if self.mirrors[m].out is None]
         for mirror in candidates:
-            if contest is not None and not contest.is_open_to(self.owner(mirror), usable):
+            if contest is not None and not contest.is_open_to(self.owner(mirror), rivals):
                 continue
             if self._is_last_resort(mirror) or mirror in self._ahead:
                 continue
@@ -420,10 +420,10 @@ class Scheduler(RunSizes):
         """Find out whether there is any way to go on."""
         if self.table.is_complete or self.verdict is not None:
             return
-        usable = self.usable()
+        usable, rivals = self.usable(), self.responsive()
         for piece in self._disputed:
             contest = self.table.contests[piece]
-            tried_by_all = not any(contest.is_open_to(m, usable) for m in usable)
+            tried_by_all = not any(contest.is_open_to(m, rivals) for m in usable)
             untried = any(m not in contest.tries for m in usable)
             agreeing = contest.agreeing
             if agreeing >= states.MAX_AGREEING or (agreeing >= 2 and not untried):

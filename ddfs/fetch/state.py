@@ -189,6 +189,7 @@ class FetchState:
             standing.observe(0, now - run.seen_at)
         elif not run.is_answered and now - run.started_at > LATE_ANSWER_SECONDS:
             # Silence is a measurement too; else it would pass for a mirror of average speed.
+            standing.is_silent = True
             standing.observe(0, now - run.started_at)
         self._drop_range(run, run.next, run.end)
 
@@ -249,6 +250,19 @@ class FetchState:
     def usable(self) -> list[int]:
         """The mirrors that are not out."""
         return [m.index for m in self._owners() if m.out is None]
+
+    def responsive(self) -> list[int]:
+        """Those that are usable and have answered what they were asked last.
+
+        Nobody has to wait for the word of the others, who may never say anything.
+        """
+        return [m.index for m in self._owners() if m.out is None and self._is_responsive(m)]
+
+    def _is_responsive(self, standing: MirrorStanding) -> bool:
+        run = self._busy.get(standing.index)
+        patience = LATE_ANSWER_SECONDS + 2 * (standing.latency or 0.0)
+        is_late = run is not None and self._now - run.last_byte_at > patience
+        return not (is_late or standing.is_silent or standing.failures)
 
     def _owners(self) -> list[MirrorStanding]:
         return self.mirrors[:1] if self.lanes is not None else self.mirrors
@@ -314,7 +328,7 @@ class FetchState:
     def _is_last_resort(self, mirror: int) -> bool:
         """Whether it sends whole files only while somebody else can send parts."""
         return self.mirrors[mirror].is_rangeless and any(
-            m.out is None and not m.is_rangeless for m in self._owners()
+            m.out is None and not m.is_rangeless and self._is_responsive(m) for m in self._owners()
         )
 
     # -- what follows from it -------------------------------------------------------

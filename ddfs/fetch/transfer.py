@@ -475,8 +475,8 @@ class Transfer:
         return self._mirrors[mirror].url
 
     def usable(self) -> list[int]:
-        """The mirrors that are not out."""
-        return self._scheduler.usable()
+        """The mirrors that are not out, without those that do not answer if others do."""
+        return self._scheduler.responsive() or self._scheduler.usable()
 
     def blame(self, mirror: int, reason: str) -> None:
         """*mirror* was proved to send wrong bytes."""

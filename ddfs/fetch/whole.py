@@ -60,7 +60,7 @@ class Fetching(Protocol):
         """The address of *mirror*."""
 
     def usable(self) -> list[int]:
-        """The mirrors that are not out."""
+        """The mirrors that may be asked for what others sent."""
 
     def blame(self, mirror: int, reason: str) -> None:
         """*mirror* was proved to send wrong bytes."""
@@ -323,10 +323,13 @@ class WholeFile:
         if self.is_repairing:
             self._inquest.compared()
         self.is_repairing = True
+        earlier = set(self._earlier)
         for piece, digest in enumerate(self._inquest.digests):
             if not digest:
                 place = self._grid.bytes_of(piece)
                 self._inquest.digests[piece] = await hash_range(self._fd, place, self._algorithm)
+                if piece in earlier:
+                    self._inquest.hearsay[piece] = self._inquest.sources[piece]
         while plan := self._inquest.plan(self._fetching.usable()):
             if plan := await self._exchange(plan):
                 await self._fetching.fetch_again(plan)

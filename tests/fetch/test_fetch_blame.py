@@ -159,3 +159,13 @@ def test_the_same_bytes_again_bring_no_news():
 def test_a_piece_that_nobody_known_sent_is_asked_of_anybody():
     inquest = Inquest([UNKNOWN, 0], [b"a", b"b"])
     assert inquest.plan([0, 1, 2])[0] == frozenset()
+
+
+def test_nobody_is_blamed_for_what_only_a_disk_says_that_he_sent():
+    inquest = Inquest([0, 1], [b"rotten", b"b"])
+    inquest.hearsay[0] = 0
+    inquest.heard(0, 1, b"a", [0, 1])
+    assert inquest.liars == []
+    inquest.heard(0, 0, b"rotten", [0, 1])
+    inquest.heard(0, 1, b"a", [0, 1])
+    assert inquest.liars == [0]

@@ -180,3 +180,13 @@ async def test_a_small_range_is_not_spread_over_many_mirrors(tmp_path):
         urls = [lab.mirror(content) for _ in range(8)]
         await fetch(manifest_of(content, urls), tmp_path / "partial")
         assert lab.requests == 1
+
+
+async def test_who_ignores_ranges_need_not_wait_for_a_mirror_that_is_silent(tmp_path):
+    """Whole files come from it as a last resort, which is better than nothing for half a minute."""
+    content = CONTENT[: 2 * MiB]
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(content, fault="unreachable"), lab.mirror(content, fault="no_range")]
+        # The other one is given up after 48 s.
+        done = await fetch(manifest_of(content, urls), tmp_path / "partial", limit=20)
+        assert done.content == content

@@ -257,3 +257,43 @@ async def test_an_empty_file(piece_length, tmp_path):
         wrong = replace(manifest, digests=(Digest(HashAlgorithm.SHA256, "3" * 64),))
         with pytest.raises(errors.ChecksumError):
             await fetch(wrong, tmp_path / "partial")
+
+
+async def test_nobody_waits_for_the_word_of_a_mirror_that_is_silent(tmp_path):
+    """Only a third one could say who of two lies, and it says nothing."""
+    content = CONTENT[: 3 * MiB]
+    async with MirrorLab() as lab:
+        urls = [
+            lab.mirror(content, fault="corrupt_all"),
+            lab.mirror(content, latency=0.05),
+            lab.mirror(content, fault="silent"),
+        ]
+        # Others give up after 60 s without progress.
+        done = await fetch(manifest_of(content, urls, piece_length=None), tmp_path / "x", limit=25)
+        assert done.content == content
+        assert [e.mirror_url for e in done.of(MirrorBlamed)] == [urls[0]]
+
+
+async def test_with_piece_hashes_who_was_wrong_is_asked_before_the_silent(tmp_path):
+    content = CONTENT[: 3 * MiB]
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(content, fault="corrupt_once"), lab.mirror(content, fault="silent")]
+        done = await fetch(manifest_of(content, urls), tmp_path / "x", limit=25)
+        assert done.content == content
+        assert not done.of(MirrorBlamed)
+
+
+async def test_a_good_mirror_is_not_blamed_for_what_a_disk_lost(tmp_path, monkeypatch):
+    """What came faster than it was hashed, and stayed on disk until the next run."""
+    monkeypatch.setattr(transfer, "OWN_HASH_BYTES_PER_SECOND", 0)
+    content = CONTENT[: 4 * MiB]
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(content) for _ in range(3)]
+        path = tmp_path / "x"
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:MiB])
+        journal = {0: PieceRecord(0, urls[0], b"")}
+        manifest = manifest_of(content, urls, piece_length=None)
+        done = await fetch(manifest, path, journal=journal)
+        assert done.content == content
+        assert [e.ok for e in done.of(WholeFileCompared)][-2:] == [False, True]
+        assert not done.of(MirrorBlamed)
