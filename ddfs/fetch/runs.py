@@ -79,6 +79,8 @@ class Run:
     wanted: int | None = None
     is_answered: bool = False
     is_trimming: bool = False
+    # Others go on where it ends.
+    is_cut: bool = False
     is_cancelled: bool = False
     # Its mirror is still busy with the run before.
     is_ahead: bool = False

@@ -190,7 +190,7 @@ class Scheduler(RunSizes):
                 if run.first > 0:
                     run.cancelled_for = "ignores ranges"
                     self._cancel(run.id, run.cancelled_for)
-            elif (behind := self.table.free.at(run.end)) is not None and not run.is_trimming:
+            elif not run.is_cut and (behind := self.table.free.at(run.end)) is not None:
                 self.table.take_free(*behind)
                 run.end = behind[1]
                 actions.append(Extend(run.id, run.end))
@@ -247,7 +247,7 @@ class Scheduler(RunSizes):
         mine = self.mirrors[mirror].rate or self._guess()
         theirs = self.mirrors[run.mirror].rate or (mine if run.is_answered else 0.0)
         take = max(1, min(rest, round(rest * mine / max(mine + theirs, 1.0))))
-        if self._seconds_for(mirror, take) + MIN_GAIN_SECONDS >= left:
+        if self._seconds_for(mirror, run.end - take, take) + MIN_GAIN_SECONDS >= left:
             return None
         return self._trim(run, run.end - take)
 
@@ -271,7 +271,7 @@ class Scheduler(RunSizes):
             left[piece] = min(seconds, left.get(piece, seconds))
         free = [p for p in left if len(self._doubled.get(p, ())) < MAX_WRITERS]
         latest = max(free, key=left.__getitem__, default=None)
-        if latest is None or self._seconds_for(mirror, 1) + MIN_GAIN_SECONDS >= (
+        if latest is None or self._seconds_for(mirror, latest, 1) + MIN_GAIN_SECONDS >= (
             DUPLICATE_GAIN * left[latest]
         ):
             return None
@@ -325,7 +325,7 @@ class Scheduler(RunSizes):
                 continue
             if self._is_last_resort(mirror) or mirror in self._ahead:
                 continue
-            seconds = self._seconds_for(mirror, 1)
+            seconds = self._seconds_for(mirror, piece, 1)
             if (run := self._busy.get(mirror)) is not None:
                 if run.is_cancelled or (run.wanted is not None and run.next <= run.wanted):
                     continue
@@ -376,9 +376,11 @@ class Scheduler(RunSizes):
             return
         for run in self.runs.values():
             current = self._current_end(run)
+            standing = self.mirrors[run.mirror]
             if run.is_trimming or run.is_cancelled or current >= run.end:
                 continue
-            standing = self.mirrors[run.mirror]
+            if standing.is_rangeless:
+                continue  # the rest would take it all that is in front once more
             if not run.is_answered:
                 if now - run.started_at > LATE_ANSWER_SECONDS + 2 * (standing.latency or 0.0):
                     actions.append(self._trim(run, current))

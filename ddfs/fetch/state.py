@@ -314,10 +314,12 @@ class FetchState:
         own = run.bytes_to(end, self.grid) / max(rate, 1.0)
         return max(seconds, self._seconds_to(before, before.end, now) + own)
 
-    def _seconds_for(self, mirror: int, count: int) -> float:
-        """Predicted time in which an idle *mirror* brings *count* pieces."""
+    def _seconds_for(self, mirror: int, first: int, count: int) -> float:
+        """Predicted time in which an idle *mirror* brings *count* pieces from *first* on."""
         standing = self.mirrors[mirror]
         rate = standing.rate if standing.rate is not None else self._guess()
+        if standing.is_rangeless:
+            count += first  # all that is before them comes first
         return (standing.latency or 0.0) + count * self.grid.piece_length / max(rate, 1.0)
 
     def _current_end(self, run: Run) -> int:
@@ -353,7 +355,7 @@ class FetchState:
         return run
 
     def _trim(self, run: Run, end: int) -> Trim:
-        run.is_trimming, run.trim_end = True, end
+        run.is_trimming, run.trim_end, run.is_cut = True, end, True
         return Trim(run.id, end)
 
     def _cancel(self, run_id: int, reason: str) -> None:

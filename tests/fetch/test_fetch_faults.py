@@ -190,3 +190,14 @@ async def test_who_ignores_ranges_need_not_wait_for_a_mirror_that_is_silent(tmp_
         # The other one is given up after 48 s.
         done = await fetch(manifest_of(content, urls), tmp_path / "partial", limit=20)
         assert done.content == content
+
+
+@pytest.mark.parametrize("piece_length", [MiB, None])
+async def test_several_mirrors_may_ignore_ranges(piece_length, tmp_path):
+    content = CONTENT[: 6 * MiB]
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(content, fault="no_range", rate=rate * MiB) for rate in (40, 4, 20)]
+        manifest = manifest_of(content, urls, piece_length=piece_length)
+        done = await fetch(manifest, tmp_path / "partial")
+        assert done.content == content
+        assert lab.requests <= 12

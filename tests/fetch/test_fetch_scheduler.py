@@ -195,6 +195,17 @@ def test_a_mirror_without_ranges_sends_all_if_it_is_alone():
     assert world.mirrors[0].asked == 1
 
 
+@pytest.mark.parametrize("rates", [(50, 50), (50, 1), (1, 50)])
+def test_of_mirrors_without_ranges_none_is_asked_for_what_another_one_brings(rates):
+    world = World(GRID, [steady(rate) for rate in rates])
+    world.step(0.05)
+    for run in list(world.scheduler.runs):
+        world.scheduler.found_rangeless(run)
+    world.run(limit=600)
+    # Each request would bring all that is in front once more.
+    assert world.requests <= 6
+
+
 def _random_world(seed: int) -> tuple[World, float]:
     chance = random.Random(seed)
     grid = Grid(chance.randint(1, 200) * MiB + chance.randint(0, 5000), chance.choice([1, 4]) * MiB)
