@@ -50,6 +50,14 @@ class Target(Protocol):
         """
         ...
 
+    async def note(self, records: Sequence[PieceRecord]) -> None:
+        """Remember that the pieces are in the file, as long as this host does not crash.
+
+        For pieces that nothing but their record tells from rubbish: they count as journaled
+        for whoever comes after a process that was killed. Same errors as :meth:`commit`.
+        """
+        ...
+
     async def forget(self, pieces: Sequence[int]) -> None:
         """Journal that *pieces* are not to be trusted. Same errors as :meth:`commit`."""
         ...

@@ -180,7 +180,7 @@ class Transfer:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._keep_time)
-                nursery.start_soon(self._committer.keep_committing, self._fail)
+                self._committer.start(nursery, self._fail, notes=self._pieces is None)
                 nursery.start_soon(self._see_through)
         finally:
             self._nursery = None

@@ -11,9 +11,15 @@ With the document's piece hashes a record means *verified*. Without them it mean
 *received*: it carries our own SHA-256 and the mirror that sent the piece, so that a fetch
 resumes and a liar is found.
 
+A process that is killed leaves more than that: what it had handed to the kernel. Without piece
+hashes nobody could tell that from rubbish, so that such pieces are *noted* as they come: their
+records count as long as the kernel lives that has the data, which its boot id says, and for
+nothing after a power loss.
+
 Layout: records of ``<kind:u8> <length:u32> <crc:u32 of kind and payload> <payload>``,
 little-endian. Kinds: H header (JSON), M mirror (its address; numbered by order), P piece
-(``<piece:u64> <mirror:u16> <sha256, 0 or 32 bytes>``), F forgotten (``<piece:u64>``).
+(``<piece:u64> <mirror:u16> <sha256, 0 or 32 bytes>``), F forgotten (``<piece:u64>``), B boot
+(the id of the kernel that the notes behind it hold for), N noted (as P).
 """
 
 from __future__ import annotations
@@ -36,7 +42,9 @@ _FRAME: Final = struct.Struct("<BII")
 _PIECE: Final = struct.Struct("<QH")
 _NUMBER: Final = struct.Struct("<Q")
 
-_HEADER, _MIRROR, _PIECE_KIND, _FORGOTTEN = b"HMPF"
+_HEADER, _MIRROR, _PIECE_KIND, _FORGOTTEN, _BOOT, _NOTED = b"HMPFBN"
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 # A mirror's address or a header is far below; a longer record is damage, not data.
 _MAX_PAYLOAD: Final = 64 * 1024
@@ -68,6 +76,11 @@ class Journal:
         self._is_torn = False
         self._mirrors: dict[str, int] = {}
         self._pieces: dict[int, tuple[int, bytes]] = {}
+        # What this kernel has of an earlier process, and no disk yet.
+        self._noted: dict[int, tuple[int, bytes]] = {}
+        self._boot = boot_id()
+        # Of whom the next note would be.
+        self._noting_for: bytes | None = None
 
     @classmethod
     def create(cls, path: Path, header: JournalHeader) -> Self:
@@ -132,8 +145,16 @@ class Journal:
         elif kind == _PIECE_KIND:
             piece, mirror = _PIECE.unpack_from(payload)
             self._pieces[piece] = (mirror, payload[_PIECE.size :])
+            self._noted.pop(piece, None)
         elif kind == _FORGOTTEN:
-            self._pieces.pop(_NUMBER.unpack_from(payload)[0], None)
+            piece = _NUMBER.unpack_from(payload)[0]
+            self._pieces.pop(piece, None)
+            self._noted.pop(piece, None)
+        elif kind == _BOOT:
+            self._noting_for = payload
+        elif kind == _NOTED and self._boot and self._noting_for == self._boot:
+            piece, mirror = _PIECE.unpack_from(payload)
+            self._noted[piece] = (mirror, payload[_PIECE.size :])
 
     @property
     def grid(self) -> Grid:
@@ -141,24 +162,46 @@ class Journal:
         return Grid(self.header.size, self.header.piece_length)
 
     def pieces(self) -> list[PieceRecord]:
-        """What is on disk, in the order of the file."""
+        """What is on disk, and what an earlier process noted, in the order of the file."""
+        return self._records({**self._pieces, **self._noted})
+
+    def noted(self) -> list[PieceRecord]:
+        """What an earlier process noted: in the file, but perhaps not on disk yet."""
+        return self._records(self._noted)
+
+    def _records(self, pieces: dict[int, tuple[int, bytes]]) -> list[PieceRecord]:
         urls = list(self._mirrors)
         return [
             PieceRecord(piece, urls[mirror] if mirror < len(urls) else "", digest)
-            for piece, (mirror, digest) in sorted(self._pieces.items())
+            for piece, (mirror, digest) in sorted(pieces.items())
             if piece < self.grid.count
         ]
 
     @property
     def bytes_here(self) -> int:
-        """Sum of the lengths of the pieces on disk."""
+        """Sum of the lengths of :meth:`pieces`."""
         grid = self.grid
-        return sum(len(grid.bytes_of(piece)) for piece in self._pieces if piece < grid.count)
+        here = self._pieces.keys() | self._noted.keys()
+        return sum(len(grid.bytes_of(piece)) for piece in here if piece < grid.count)
 
     def append(self, records: Sequence[PieceRecord]) -> None:
         """Say that *records* are on disk, which they must be. Durable on return; after an
         error the journal is as before, and the next call goes on from there.
         """
+        self._append(self._said(_PIECE_KIND, records))
+
+    def note(self, records: Sequence[PieceRecord]) -> None:
+        """Say that *records* are in the file, as this kernel has it. Not durable; an error as in
+        :meth:`append`.
+        """
+        if not self._boot or not records:
+            return
+        said = self._said(_NOTED, records)
+        if self._noting_for != self._boot:
+            said.insert(0, (_BOOT, self._boot))
+        self._append(said, is_durable=False)
+
+    def _said(self, kind: int, records: Sequence[PieceRecord]) -> list[tuple[int, bytes]]:
         mirrors = dict(self._mirrors)
         said: list[tuple[int, bytes]] = []
         for record in records:
@@ -166,8 +209,8 @@ class Journal:
                 mirrors[record.mirror_url] = len(mirrors)
                 said.append((_MIRROR, record.mirror_url.encode()))
             payload = _PIECE.pack(record.piece, mirrors[record.mirror_url]) + record.sha256
-            said.append((_PIECE_KIND, payload))
-        self._append(said)
+            said.append((kind, payload))
+        return said
 
     def forget(self, pieces: Iterable[int]) -> None:
         """Say that *pieces* are not to be trusted any more. Durable on return; an error as in
@@ -175,7 +218,7 @@ class Journal:
         """
         self._append([(_FORGOTTEN, _NUMBER.pack(piece)) for piece in pieces])
 
-    def _append(self, said: Sequence[tuple[int, bytes]]) -> None:
+    def _append(self, said: Sequence[tuple[int, bytes]], *, is_durable: bool = True) -> None:
         if not said:
             return
         data = b"".join(_frame(kind, payload) for kind, payload in said)
@@ -184,7 +227,8 @@ class Journal:
         self._is_torn = True
         try:
             _write_all(self._fd, data, self._end)
-            os.fdatasync(self._fd)
+            if is_durable:
+                os.fdatasync(self._fd)
         except OSError:
             # At once, since the next daemon may be the next to look.
             with contextlib.suppress(OSError):
@@ -193,13 +237,22 @@ class Journal:
         self._is_torn = False
         self._end += len(data)
         for kind, payload in said:
-            self._apply(kind, payload)
+            if kind != _NOTED:  # this process knows, and has it committed soon
+                self._apply(kind, payload)
 
     def close(self) -> None:
         """Close the file; twice is no mistake."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def boot_id() -> bytes:
+    """Names the life of the running kernel; empty where nobody knows it."""
+    try:
+        return _BOOT_ID.read_bytes().strip()
+    except OSError:
+        return b""
 
 
 def sync_directory(path: Path) -> None:

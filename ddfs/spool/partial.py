@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ class PartialFile:
         self.fd = fd
         self._journal = journal
         self._appending = trio.Lock()
+        # A note does not wait for the data of a commit, only for its words.
+        self._writing = threading.Lock()
 
     @classmethod
     def open(cls, path: Path, journal_path: Path, manifest: Manifest) -> Self:
@@ -77,18 +80,30 @@ class PartialFile:
         """
 
         def write() -> None:
+            # What an earlier process left to the kernel is on disk then, too.
+            noted = self._journal.noted()
             with storage_errors(self.path):
                 os.fdatasync(self.fd)
-                self._journal.append(records)
+                with self._writing:
+                    self._journal.append([*noted, *records])
 
         async with self._appending:
             await trio.to_thread.run_sync(write, limiter=_disk_limiter)
+
+    async def note(self, records: Sequence[PieceRecord]) -> None:
+        """Say that these are in the file, for who comes after a ``kill -9`` of this process."""
+
+        def write() -> None:
+            with storage_errors(self.path), self._writing:
+                self._journal.note(records)
+
+        await trio.to_thread.run_sync(write, limiter=_disk_limiter)
 
     async def forget(self, pieces: Sequence[int]) -> None:
         """Journal that *pieces* turned out wrong."""
 
         def write() -> None:
-            with storage_errors(self.path):
+            with storage_errors(self.path), self._writing:
                 self._journal.forget(pieces)
 
         async with self._appending:

@@ -72,6 +72,9 @@ class Patch:
     async def commit(self, records: Sequence[PieceRecord]) -> None:
         """Nothing: after a crash it is gone, and is made anew."""
 
+    async def note(self, records: Sequence[PieceRecord]) -> None:
+        """Nothing."""
+
     async def forget(self, pieces: Sequence[int]) -> None:
         """Nothing."""
 

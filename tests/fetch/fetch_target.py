@@ -43,6 +43,9 @@ class FileTarget:
         self.journal.update({record.piece: record for record in records})
         self.commits.append([record.piece for record in records])
 
+    async def note(self, records: Sequence[PieceRecord]) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def forget(self, pieces: Sequence[int]) -> None:
         await trio.lowlevel.checkpoint()
         for piece in pieces:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ddfs.fetch.transfer import PieceRecord
+from ddfs.spool import journal as journal_module
 from ddfs.spool.journal import Journal, JournalHeader
 
 HEADER = JournalHeader("sha-256:" + "a" * 64, 1000, 10, False, 7)
@@ -131,3 +132,52 @@ def test_what_a_full_disk_cuts_off_hides_nothing_that_comes_later(tmp_path: Path
         again.close()
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_what_was_noted_counts_as_long_as_the_kernel_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    one, two, three = (PieceRecord(piece, "http://a/x", b"h" * 32) for piece in (1, 2, 3))
+
+    def lived(boot: bytes) -> list[PieceRecord]:
+        monkeypatch.setattr(journal_module, "boot_id", lambda: boot)
+        again = Journal.open(path)
+        assert again is not None
+        again.close()
+        return again.pieces()
+
+    monkeypatch.setattr(journal_module, "boot_id", lambda: b"first")
+    journal = Journal.create(path, HEADER)
+    journal.append([one])
+    journal.note([two, three])
+    journal.forget([3])
+    journal.close()
+    assert lived(b"first") == [one, two]
+    assert lived(b"second") == lived(b"") == [one]
+    # What the second kernel is told of does not speak of what the first one had.
+    monkeypatch.setattr(journal_module, "boot_id", lambda: b"second")
+    journal = Journal.open(path)
+    assert journal is not None
+    journal.note([three])
+    journal.close()
+    assert lived(b"second") == [one, three]
+    # Until it is on disk.
+    monkeypatch.setattr(journal_module, "boot_id", lambda: b"second")
+    journal = Journal.open(path)
+    assert journal is not None
+    journal.append(journal.noted())
+    assert journal.noted() == []
+    journal.close()
+    assert lived(b"third") == [one, three]
+
+
+def test_nothing_is_noted_where_nobody_knows_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "boot_id", lambda: b"")
+    journal = Journal.create(tmp_path / "journal", HEADER)
+    before = journal.path.read_bytes()
+    journal.note([PieceRecord(1, "http://a/x", b"h" * 32)])
+    assert journal.path.read_bytes() == before
+    journal.close()
