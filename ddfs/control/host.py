@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -32,6 +32,7 @@ from ddfs.control.messages import (
     PrimaryStatus,
     TemplateStatus,
 )
+from ddfs.control.ports import Domains, PrimaryStorage, VolumePool, VolumePoolState
 from ddfs.control.service import Actions
 from ddfs.declaration import Declaration
 from ddfs.gate import Gate, NeededFile
@@ -52,91 +53,6 @@ _chain_limiter = trio.CapacityLimiter(2)
 
 # libvirt's VIR_ERR_NO_STORAGE_VOL.
 _NO_STORAGE_VOLUME: Final = 50
-
-
-class VolumePoolState(Protocol):
-    """How libvirt's pool is, with the meaning of :class:`PoolStatus`'s fields."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def path(self) -> str:
-        """Its directory."""
-
-    @property
-    def active(self) -> bool:
-        """Whether libvirt shows it."""
-
-    @property
-    def volumes(self) -> int | None:
-        """How many libvirt knows of, None while it is not active."""
-
-
-class VolumePool(Protocol):
-    """libvirt's pool on the mount."""
-
-    async def define(self, name: str | None) -> VolumePoolState:
-        """Define and start it, or adopt the one that is there."""
-
-    async def refresh(self) -> VolumePoolState:
-        """Let libvirt look again."""
-
-    async def undefine(self) -> VolumePoolState:
-        """Take it away from libvirt."""
-
-
-class Domains(Protocol):
-    """libvirt's domains."""
-
-    async def domain_xml(self, name: str) -> bytes:
-        """The XML of one."""
-
-    async def all_xml(self) -> dict[str, bytes]:
-        """The XML of all, by name; raises :class:`errors.LibvirtError`."""
-
-    async def start(self, name: str) -> None:
-        """Start one."""
-
-
-class Room(Protocol):
-    """How full a primary storage is, in bytes."""
-
-    @property
-    def total(self) -> int:
-        """Of its file system."""
-
-    @property
-    def free(self) -> int:
-        """Of its file system."""
-
-    @property
-    def held(self) -> int:
-        """By ddfs."""
-
-    @property
-    def quota(self) -> int | None:
-        """The limit of that."""
-
-    @property
-    def keep_free(self) -> int:
-        """Nobody's."""
-
-
-class PrimaryStorage(Protocol):
-    """A primary storage, as far as it is shown."""
-
-    @property
-    def name(self) -> str:
-        """What the settings call it."""
-
-    @property
-    def path(self) -> Path:
-        """Its directory."""
-
-    def room(self) -> Room:
-        """How full it is."""
 
 
 @dataclass(frozen=True, slots=True)
