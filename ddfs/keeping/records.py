@@ -94,11 +94,12 @@ class Records:
                 await self._flush()
 
     async def _flush(self) -> None:
-        uses, self._unwritten = self._unwritten, {}
+        uses = dict(self._unwritten)
         if not uses:
             return
         try:
             await trio.to_thread.run_sync(self._tables.record_uses, uses, limiter=self._limiter)
         except errors.CatalogueError as error:
             log.warning("uses cannot be written down: %s", error)
-            self._unwritten = {**uses, **self._unwritten}
+            return
+        self._unwritten = {c: at for c, at in self._unwritten.items() if uses.get(c) != at}
