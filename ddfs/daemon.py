@@ -161,7 +161,8 @@ async def _serve_on(
             later,
         )
         verifications = Verifications(templates, catalogue.families, surroundings, spool.repairing)
-        versioning = Versioning(templates, versions, host.status_of, host.remove_one)
+        shown_by = host.status_of, host.remove_one, host.keeping.check_primary
+        versioning = Versioning(templates, versions, *shown_by)
         sockets = settings.socket, settings.reader_socket, settings.socket_group
         more = [version_routes(versioning), verify_routes(templates, verifications)]
         serve = functools.partial(server.serve, host, *sockets, more=more)

@@ -54,7 +54,8 @@ class Versioning:
     """Implements :class:`VersionService`.
 
     ``status`` is how a template is told to the outside, ``remove`` forgets one that nothing
-    uses: both are the host's.
+    uses, ``check_primary`` refuses a primary storage that is not in the settings: all are the
+    host's.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Versioning:
         versions: Versions,
         status: Callable[[Template], TemplateStatus],
         remove: Remove,
+        check_primary: Callable[[str | None], None],
     ) -> None:
         self._templates = templates
         self._versions = versions
         self._status = status
         self._remove = remove
+        self._check_primary = check_primary
 
     async def check(self, name: str) -> SourceCheck:
         """One check, now."""
@@ -95,7 +98,9 @@ class Versioning:
         plain = dataclasses.asdict(request)
         if plain.pop("name") != name:
             raise errors.InvalidValueError(f"{name}: the body names another template")
-        template, is_new = await self._versions.declare(name, Declaration.from_plain(plain))
+        declaration = Declaration.from_plain(plain)
+        self._check_primary(declaration.primary)
+        template, is_new = await self._versions.declare(name, declaration)
         return Updated(self._status(template), is_new)
 
     async def remove_versions(self, name: str, purge: bool) -> Removed:
