@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Final
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -18,6 +20,9 @@ MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 
 # A disk's backing chain is the deepest there is, two levels for each image; libvirt allows 200.
 _MAX_LEVELS: Final = 512
+
+# More than any host has, in bytes.
+_AMOUNT: Final = re.compile(r"[0-9]{1,18}")
 
 # What a machine gets that nobody said anything about.
 DEFAULT_MEMORY_MIB: Final = 1024
@@ -80,11 +85,12 @@ def arch_of(document: str) -> str | None:
 def memory_bytes_of(document: str) -> int | None:
     """The memory that *document* gives its domain; None where it says nothing usable."""
     element = parse(document).find("memory")
-    if element is None or not (element.text or "").strip().isdecimal():
+    text = (element.text or "").strip() if element is not None else ""
+    if element is None or _AMOUNT.fullmatch(text) is None:
         return None
     unit = element.get("unit", "KiB")
     power = {"b": 0, "bytes": 0, "k": 1, "KiB": 1, "M": 2, "MiB": 2, "G": 3, "GiB": 3}.get(unit)
-    return None if power is None else int((element.text or "").strip()) * 1024**power
+    return None if power is None else int(text) * 1024**power
 
 
 def own_document(machine: Machine) -> str:
@@ -185,9 +191,11 @@ def _replace_disk(disk: Element, path: str) -> None:
 
 
 def _add_seed(devices: Element, path: str, taken: Set[str] = frozenset()) -> None:
-    letter = next(letter for letter in "abcdefghijklmnopqrstuvwxyz" if f"sd{letter}" not in taken)
+    free = [f"sd{letter}" for letter in ascii_lowercase if f"sd{letter}" not in taken]
+    if not free:
+        raise errors.InvalidValueError("domain XML: sda to sdz are taken, and user data needs one")
     disk = SubElement(devices, "disk", type="file", device="cdrom")
     SubElement(disk, "driver", name="qemu", type="raw")
     SubElement(disk, "source", file=path)
-    SubElement(disk, "target", dev=f"sd{letter}", bus="sata")
+    SubElement(disk, "target", dev=free[0], bus="sata")
     SubElement(disk, "readonly")

@@ -1,5 +1,6 @@
 """The XML of a deployed domain: our own, and an operator's filled in."""
 
+from string import ascii_lowercase
 from xml.etree import ElementTree
 
 import pytest
@@ -65,6 +66,18 @@ def test_what_it_asks_for() -> None:
     assert arch_of(GIVEN) == "aarch64"
     assert memory_bytes_of(GIVEN) == 2 * 1024**3
     assert (arch_of("<domain/>"), memory_bytes_of("<domain/>")) == (None, None)
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1", "1e9", "²", "9" * 5000])
+def test_an_amount_of_memory_that_makes_no_sense_is_libvirts_to_refuse(text: str) -> None:
+    assert memory_bytes_of(f"<domain><memory>{text}</memory></domain>") is None
+
+
+def test_where_no_drive_is_free_for_the_seed_it_is_said() -> None:
+    drives = "".join(f"<disk device='cdrom'><target dev='sd{c}'/></disk>" for c in ascii_lowercase)
+    full = f"<domain><devices>{drives}</devices></domain>"
+    with pytest.raises(errors.InvalidValueError, match="sda to sdz are taken"):
+        filled_document(full, machine(seed="/pool/s.iso"))
 
 
 @pytest.mark.parametrize(
