@@ -7,6 +7,7 @@ even stat() may hang.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -43,6 +44,9 @@ HOOK_SECONDS: Final = 10.0
 
 # Time to get another one from those who know how.
 EXPIRES_SOON_DAYS: Final = 30
+
+# The variables that fetches heed.
+_PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
 
 LIBVIRT_HOOKS: Final = Path("/etc/libvirt/hooks")
 FUSE_DEVICE: Final = Path("/dev/fuse")
@@ -146,6 +150,7 @@ def libvirt_sees(mountpoint: Path, hooks: Path) -> Iterator[Finding]:
     """
     if not mounted_kinds(mountpoint, Path("/proc/self/mountinfo").read_bytes()):
         return
+    installed = installed_hook(hooks)
     for pid in doctor_host.libvirt_daemons():
         check = f"libvirt process {pid}"
         try:
@@ -159,9 +164,9 @@ def libvirt_sees(mountpoint: Path, hooks: Path) -> Iterator[Finding]:
                 "and the like out of ddfs's service, then restart both"
             )
             yield Finding(check, FAIL, text)
-        elif _is_newer(hooks / "qemu", doctor_host.started_at(pid)):
+        elif installed is not None and _is_newer(installed, doctor_host.started_at(pid)):
             text = (
-                f"it was started before {hooks}/qemu was installed: if it was not reloaded since, "
+                f"it was started before {installed} was installed: if it was not reloaded since, "
                 "systemctl reload libvirtd"
             )
             yield Finding(check, WARN, text)
@@ -192,7 +197,7 @@ def mirrors(servers: Sequence[str]) -> Iterator[Finding]:
     """Whether the servers of sources and mirrors answer, and our clock is right by theirs."""
     if not servers:
         return
-    if any(os.environ.get(name) for name in ("http_proxy", "https_proxy", "HTTPS_PROXY")):
+    if any(value and name.lower() in _PROXIES for name, value in os.environ.items()):
         yield Finding("mirrors", OK, "behind a proxy: not tried")
         return
     offsets = []
@@ -294,30 +299,34 @@ def daemon(session: Session) -> Finding:
 
 def hook(hooks: Path, templates_dir: Path) -> Finding:
     """Whether libvirt asks us before it starts a domain that uses *templates_dir*."""
+    found = installed_hook(hooks)
+    if found is None:
+        text = (
+            "libvirt does not ask ddfs before it starts a domain: install hooks/qemu as its first "
+            f"lines say, as {hooks}/qemu or {hooks}/qemu.d/ddfs, then systemctl reload libvirtd"
+        )
+        return Finding("hook", FAIL, text)
+    if not os.access(found, os.X_OK):
+        return Finding("hook", FAIL, f"{found} is not executable: chmod 755 {found}")
+    # A hook of somebody else's that calls ours may do other things, too: it is not run.
+    is_ours = b"\nddfs_home=" in found.read_bytes()
+    wrong = _what_is_wrong(found, templates_dir) if is_ours else None
+    if wrong is not None:
+        return Finding("hook", FAIL, wrong)
+    return Finding("hook", OK, f"{found} is installed; libvirtd reads it since its start")
+
+
+def installed_hook(hooks: Path) -> Path | None:
+    """The first of libvirt's hooks that is ours or calls ours."""
     candidates = [hooks / "qemu"]
     # libvirt runs what is in qemu.d since 6.5.
     if (hooks / "qemu.d").is_dir():
         candidates += sorted((hooks / "qemu.d").iterdir())
     for candidate in candidates:
-        try:
-            text = candidate.read_bytes()
-        except OSError:
-            continue
-        if b"ddfs" not in text:
-            continue
-        if not os.access(candidate, os.X_OK):
-            return Finding("hook", FAIL, f"{candidate} is not executable: chmod 755 {candidate}")
-        # A hook of somebody else's that calls ours may do other things, too: it is not run.
-        wrong = _what_is_wrong(candidate, templates_dir) if b"\nddfs_home=" in text else None
-        if wrong is not None:
-            return Finding("hook", FAIL, wrong)
-        return Finding("hook", OK, f"{candidate} is installed; libvirtd reads it since its start")
-    return Finding(
-        "hook",
-        FAIL,
-        f"libvirt does not ask ddfs before it starts a domain: install hooks/qemu as "
-        f"{hooks}/qemu, then restart libvirtd",
-    )
+        with contextlib.suppress(OSError):
+            if b"ddfs" in candidate.read_bytes():
+                return candidate
+    return None
 
 
 def _what_is_wrong(script: Path, templates_dir: Path) -> str | None:

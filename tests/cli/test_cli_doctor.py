@@ -206,3 +206,19 @@ def test_a_mount_that_nobody_has_is_not_libvirts_fault(
     # Something else is mounted there: then libvirt does not see what it has to.
     [found] = doctor.libvirt_sees(Path("/proc"), tmp_path)
     assert (found.level, "does not see the mount" in found.text) == (doctor.FAIL, True)
+
+
+@pytest.mark.parametrize("name", ["qemu", "qemu.d/ddfs"])
+def test_a_hook_that_came_after_libvirtd_may_be_unnoticed_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(doctor.doctor_host, "libvirt_daemons", lambda: [os.getpid()])
+    monkeypatch.setattr(doctor, "mounted_kinds", lambda *_: ["fuse.ddfs"])
+    hook = tmp_path / name
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nexec ddfs-hook\n")
+    for started_at, level in ((0.0, doctor.WARN), (2.0**40, doctor.OK)):
+        monkeypatch.setattr(doctor.doctor_host, "started_at", lambda _, at=started_at: at)
+        [found] = doctor.libvirt_sees(tmp_path, tmp_path)
+        assert found.level == level
+        assert (f"before {hook} was installed" in found.text) is (level == doctor.WARN)
