@@ -175,7 +175,7 @@ class Clones:
             why = "a full copy" if order.full else "its size, which nothing vouches for yet"
             raise errors.NotHereYetError(
                 f"{template.file_name} is not here, and is needed for {why}; run: "
-                f"ddfs prefetch {template.name}"
+                f"ddfs prefetch {template.exact_name}"
             )
         if stated is None and template.format.qemu_name == "raw":
             stated = published.size

@@ -155,7 +155,7 @@ class Gate:
         except errors.RequestError as error:
             return str(error)
         absent = [t for t in needed if self._state(t) is not SpoolState.PUBLISHED]
-        return f"{self._story(absent[0])}; ddfs prefetch {absent[0].name}" if absent else None
+        return f"{self._story(absent[0])}; ddfs prefetch {absent[0].exact_name}" if absent else None
 
     def needed_templates(self, files: Sequence[NeededFile]) -> list[Template]:
         """The templates among *files*, each once.

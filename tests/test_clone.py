@@ -29,6 +29,7 @@ class OneTemplate:
     def newest(self, name: str) -> Any:
         return SimpleNamespace(
             name=name,
+            exact_name=f"{name}@1",
             file_name=f"{name}.img",
             format=ImageFormat.RAW,
             head_is_verified=True,

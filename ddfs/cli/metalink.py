@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -39,8 +40,9 @@ def make(
     """
     from ddfs.metalink import write
 
-    if target is not None and target.exists() and target.samefile(file):
-        raise errors.InvalidValueError(f"{target}: is the file itself; name another with -o")
+    with contextlib.suppress(OSError):
+        if target is not None and target.samefile(file):
+            raise errors.InvalidValueError(f"{target}: is the file itself; name another with -o")
     manifest = write.describe_file(file, url, piece_length)
     document = write.make(manifest)
     if target is not None:

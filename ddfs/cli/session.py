@@ -70,13 +70,13 @@ class Session:
         found = named or shown
         if found is None:
             raise _unknown(text)
-        return found.name if found.is_newest else found.exact_name
+        return found.typed_name
 
     def _name_of_file(self, file_name: str) -> str:
         found = self._template(_exact(_without_suffix(file_name)))
         if found is None or found.file_name != file_name:
             raise _unknown(file_name)
-        return found.name if found.is_newest else found.exact_name
+        return found.typed_name
 
     def _template(self, name: str) -> TemplateStatus | None:
         try:

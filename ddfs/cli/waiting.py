@@ -51,7 +51,7 @@ def wait(
                 show(looked)
     except KeyboardInterrupt:
         if goes_on:
-            plain = " ".join(status.name for status in found)
+            plain = " ".join(status.typed_name for status in found)
             where, there = (f" on {host}", " there") if host is not None else ("", "")
             line = f"ddfs: the fetch goes on{where}; end it{there} with: ddfs cancel {plain}"
             print(line, file=sys.stderr)

@@ -202,7 +202,7 @@ class DomainActions:
             state = self._templates.holding(template).state
             how = "is being fetched" if state is SpoolState.FETCHING else "is not here"
             raise errors.NotHereYetError(
-                f"{template.file_name} {how}; wait for it with: ddfs prefetch {template.name}"
+                f"{template.file_name} {how}; wait for it with: ddfs prefetch {template.exact_name}"
             )
 
     async def clone(self, request: CloneTemplate) -> ClonedVolume:

@@ -291,7 +291,7 @@ class Host:
             if self._templates.is_fetching(template):
                 raise errors.InvalidValueError(
                     f"{template.name} is being fetched already, and seeds help only at the "
-                    f"beginning; first: ddfs cancel {template.name}"
+                    f"beginning; first: ddfs cancel {template.exact_name}"
                 )
         for template in wanted:
             self._templates.demand(template, Demand.HAND, paths)

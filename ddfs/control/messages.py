@@ -103,6 +103,11 @@ class TemplateStatus:
         """What means this version, also when there will be a newer one."""
         return f"{self.family or self.name}@{self.version}"
 
+    @property
+    def typed_name(self) -> str:
+        """What people type for it: a plain name means the newest version."""
+        return self.name if self.is_newest else self.exact_name
+
 
 @dataclass(frozen=True, slots=True)
 class AddTemplate:

@@ -134,7 +134,7 @@ class Deployments:
             template = self._templates.newest(order.template)
             if not await self._templates.confirm_published(template):
                 raise errors.NotHereYetError(
-                    f"{template.file_name} is not here; run: ddfs prefetch {template.name}"
+                    f"{template.file_name} is not here; run: ddfs prefetch {template.exact_name}"
                 )
             await self._refuse_taken(order.name)
             traces = Traces(order.name, str(uuid.uuid4()), order.pool)

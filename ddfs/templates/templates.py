@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -37,6 +37,7 @@ from ddfs.templates.first_look import FirstLook
 from ddfs.templates.index import Index
 from ddfs.templates.ports import Catalogue, HeadInspector, Heads
 from ddfs.templates.recorder import RecordedInquiries, RecordedInquiry, Recorder, Resolved
+from ddfs.templates.registration import Registration, same_content
 from ddfs.templates.signatures import Signatures
 from ddfs.versions import SourceState
 
@@ -46,14 +47,6 @@ from ddfs.versions import SourceState
 REGISTRATIONS_AT_ONCE: Final = 8
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """A new template's name, and what an operator declares about it."""
-
-    name: str
-    declaration: Declaration
 
 
 class Templates:
@@ -222,7 +215,7 @@ class Templates:
             resolved = await self.resolve(registration.declaration)
             versions = self.versions(name)
             if versions:
-                existing = _same_content(versions, resolved.manifest, registration)
+                existing = same_content(versions, resolved.manifest, registration)
                 return await self._reach(existing, registration.declaration, resolved.manifest)
             return await self.register(registration, resolved)
 
@@ -323,7 +316,8 @@ class Templates:
                 is_last = len(self.with_content(template.content_id)) == 1
                 if is_last and self._spool.is_fetching(template.content_id):
                     raise errors.TemplateInUseError(
-                        f"{template.file_name} is being fetched; end that with: ddfs cancel {name}"
+                        f"{template.file_name} is being fetched; end that with: ddfs cancel "
+                        f"{template.exact_name}"
                     )
                 with trio.CancelScope(shield=True):
                     # First: nobody may come to want what is going.
@@ -478,22 +472,3 @@ def _with_size(template: Template, size: int) -> Template:
     is_plain = template.format in (ImageFormat.RAW, ImageFormat.ISO)
     virtual_size = size if is_plain else template.virtual_size
     return replace(template, size=size, size_is_known=True, virtual_size=virtual_size)
-
-
-def _same_content(
-    versions: Sequence[Template], manifest: Manifest, asked: Registration
-) -> Template:
-    """The newest of *versions* that has the content."""
-    found = [t for t in versions if t.content_id == manifest.content_id]
-    if not found:
-        raise errors.TemplateExistsError(
-            f"{asked.name} is bound to other content ({versions[-1].content_id}); a name never "
-            "changes its content: register the new one under a new name, or as a version of "
-            f"this one with: ddfs template update {asked.name} SOURCE"
-        )
-    existing = found[-1]
-    if asked.declaration.format not in (None, existing.format):
-        raise errors.TemplateExistsError(
-            f"{existing.name} is there already, as {existing.format.value}"
-        )
-    return existing

@@ -26,7 +26,8 @@ from ddfs.model import Manifest, Template
 from ddfs.names import version_name
 from ddfs.templates.ports import Families, Manifests
 from ddfs.templates.recorder import Resolved
-from ddfs.templates.templates import Registration, Templates
+from ddfs.templates.registration import Registration
+from ddfs.templates.templates import Templates
 from ddfs.versions import (
     SourceState,
     Validator,

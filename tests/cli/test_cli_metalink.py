@@ -67,6 +67,7 @@ def test_make_then_show(ddfs: Ddfs, image: Path, tmp_path: Path) -> None:
         (["IMAGE", "--url", MIRRORS[0], "--piece-length", "0"], errors.EXIT_REQUEST),
         (["IMAGE", "--url", MIRRORS[0], "-o", "IMAGE"], errors.EXIT_REQUEST),
         (["IMAGE", "--url", MIRRORS[0], "-o", "/nosuch/x"], errors.EXIT_HOST),
+        (["/nosuch", "--url", MIRRORS[0], "-o", "/etc/hostname"], errors.EXIT_REQUEST),
         (["IMAGE"], errors.EXIT_REQUEST),
     ],
 )

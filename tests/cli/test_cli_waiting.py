@@ -63,6 +63,15 @@ def test_it_is_ended_where_it_runs(
     assert capsys.readouterr().err == line
 
 
+def test_the_version_that_is_fetched_is_the_one_to_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    older = make_status("a", state="downloading", is_newest=False)
+    with pytest.raises(KeyboardInterrupt):
+        wait(Interrupted(), [older])
+    assert capsys.readouterr().err.endswith("ddfs cancel a@1\n")
+
+
 def test_it_is_said_whom_a_fetch_waits_for() -> None:
     line = describe(make_status("a", state="downloading", waits_for="east\x1b"))
     assert line.endswith("0 % of 1000 B here, waits for east\\x1b to fetch it")
