@@ -36,12 +36,13 @@ Description: VM templates on a KVM host before a byte of them is there
  machine's start until that is done.
 """
 
-# What the compiled packages link against, and the programs that are run.
+# What the compiled packages link against, and the programs that are run. Of those with a pattern
+# the name goes with the release, and the one that is installed is meant.
 _LIBRARIES: Final = (
     "fuse3",
-    "libfuse3-3",
+    "libfuse3-[0-9]",
     "libvirt0",
-    "libnfs13",
+    "libnfs1[0-9]",
     "qemu-utils",
     "util-linux",
     "gpgv",
@@ -157,8 +158,24 @@ def _fields(tree: Path) -> dict[str, str]:
         "kib": str(size // 1024),
         "python": f"{major}.{minor}",
         "next_python": f"{major}.{minor + 1}",
-        "libraries": ", ".join(_LIBRARIES),
+        "libraries": ", ".join(_installed(pattern) for pattern in _LIBRARIES),
     }
+
+
+def _installed(pattern: str) -> str:
+    """The Debian package of a plain name, or the one here that a pattern means."""
+    if "[" not in pattern:
+        return pattern
+    found = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${db:Status-Status} ${Package}\n", pattern],
+        check=False,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    names = [line.partition(" ")[2] for line in found if line.startswith("installed ")]
+    if not names:
+        raise SystemExit(f"contrib/package: no {pattern} is installed; run contrib/setup")
+    return max(names)
 
 
 if __name__ == "__main__":

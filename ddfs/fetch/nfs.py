@@ -1,7 +1,7 @@
 """Files on NFS servers, through libnfs: no mount, no privilege, no helper.
 
 The only thing here that is not ours is the C library, bound with ctypes as its header
-``nfsc/libnfs.h`` of version 4.0 declares it. Its asynchronous calls are used and waited for
+``nfsc/libnfs.h`` of versions 4 and 5 declares it. Its asynchronous calls are used and waited for
 here, so that a server that falls silent costs a deadline and a cancellation takes effect at
 once, whatever the library thinks of time. The library resolves names by itself and blocks:
 it is given addresses.
@@ -26,8 +26,9 @@ from ddfs.fetch.local import ElsewhereError
 from ddfs.fetch.mirrors import FailureKind
 from ddfs.model import MiB
 
-# Its numbers stand for the interface: 14 and later have other arguments.
-_LIBRARY: Final = "libnfs.so.13"
+# Their numbers stand for the interface: what is used of these two is the same (Debian 12 has the
+# first, Debian 13 the second), later ones have other arguments.
+_LIBRARIES: Final = ("libnfs.so.13", "libnfs.so.14")
 
 DEFAULT_PORT: Final = 2049
 
@@ -66,12 +67,7 @@ class _Stat64(ctypes.Structure):
 @functools.cache
 def _library() -> Any:
     """Libnfs with its prototypes. Raises :class:`ElsewhereError` where it is not installed."""
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError:
-        raise ElsewhereError(
-            f"NFS takes {_LIBRARY}, which is not installed (Debian's package libnfs13)"
-        ) from None
+    library = _loaded()
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
     wide = ctypes.c_uint64
     for name, result, arguments in (
@@ -96,6 +92,18 @@ def _library() -> Any:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def _loaded() -> ctypes.CDLL:
+    for name in _LIBRARIES:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise ElsewhereError(
+        f"NFS takes {' or '.join(_LIBRARIES)}, neither of which is installed (Debian's packages "
+        "libnfs13 and libnfs14)"
+    )
 
 
 @dataclass(frozen=True, slots=True)
