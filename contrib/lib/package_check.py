@@ -93,6 +93,8 @@ def _make(system: Path, package: Path) -> None:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+    # debootstrap's own, which says again what may stand in the directory beside it.
+    (system / "etc/apt/sources.list").unlink(missing_ok=True)
     for name in (*_APT_FILES, *_NETWORK_FILES):
         _copy(Path("/") / name, system / name)
     shutil.copy(package, system / "root/ddfs.deb")
