@@ -188,11 +188,14 @@ class Catalogue:
             return self._template(connection, name)
 
     def manifest(self, content_id: str) -> Manifest:
-        """The manifest of a content that some template or reference has; else ``ValueError``."""
+        """The manifest of a content that some template or reference has.
+
+        Raises :class:`errors.UnknownTemplateError`.
+        """
         with self._transaction() as connection:
             found = self._manifest(connection, content_id)
         if found is None:
-            raise ValueError(f"no such content: {content_id}")
+            raise errors.UnknownTemplateError(f"no template has the content {content_id}")
         return found
 
     def merge_mirrors(self, content_id: str, manifest: Manifest) -> None:

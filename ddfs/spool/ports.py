@@ -105,7 +105,7 @@ class Ledger(Protocol):
     """The catalogue, as far as the spool needs it."""
 
     def manifest(self, content_id: str) -> Manifest:
-        """The manifest of a content."""
+        """The manifest of a content; :class:`ddfs.errors.UnknownTemplateError`."""
 
     def record_unpacked(self, content_id: str, size: int, sha256: str) -> None:
         """Write down what came out of a packed content."""

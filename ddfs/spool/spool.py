@@ -432,7 +432,8 @@ class Spool:
     ) -> None:
         """Note the failure on *home*, rest, and try again unless a demand did so meanwhile."""
         name, content_id = fetch.order.published_name, fetch.order.content_id
-        cancelled = isinstance(error, errors.CancelledFetchError)
+        # Also by the removal of the last template that has it.
+        cancelled = isinstance(error, errors.CancelledFetchError | errors.UnknownTemplateError)
         state = SpoolState.ABSENT if cancelled else SpoolState.FAILED
         try:
             # Of the next fetch to the same place it is already written that it runs.

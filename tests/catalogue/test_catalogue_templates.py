@@ -80,7 +80,7 @@ def test_catalogue_a_taken_name_changes_nothing(catalogue):
     with pytest.raises(errors.TemplateExistsError, match=r"with other content; a name is bound"):
         add(catalogue, of=manifest(2))
     assert (catalogue.templates(), catalogue.manifest(manifest().content_id)) == before
-    with pytest.raises(ValueError):
+    with pytest.raises(errors.UnknownTemplateError):
         catalogue.manifest(manifest(2).content_id)
 
 
@@ -110,7 +110,7 @@ def test_catalogue_two_names_of_one_content_share_manifest_and_reference(catalog
     assert len(catalogue.references()) == 1
     catalogue.remove_template("two")
     assert catalogue.references() == []
-    with pytest.raises(ValueError):
+    with pytest.raises(errors.UnknownTemplateError):
         catalogue.manifest(one.content_id)
 
 
@@ -124,7 +124,7 @@ def test_catalogue_a_published_content_stays_known_without_a_name(catalogue):
     assert again.row != added.row
     catalogue.remove_template("debian-12")
     catalogue.forget_reference(added.content_id, "default")
-    with pytest.raises(ValueError):
+    with pytest.raises(errors.UnknownTemplateError):
         catalogue.manifest(added.content_id)
     catalogue.forget_reference(added.content_id, "default")
 

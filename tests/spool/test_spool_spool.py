@@ -411,3 +411,22 @@ async def test_an_image_under_another_name_is_copied_and_left_alone(tmp_path: Pa
         assert theirs.stat().st_mode & 0o777 == 0o644
         theirs.write_bytes(b"it is still theirs")
         assert Path(published.path).read_bytes() == CONTENT
+
+
+async def test_what_was_removed_meanwhile_is_not_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, autojump_clock: object
+) -> None:
+    class Emptied(MemoryLedger):
+        def manifest(self, content_id: str) -> Manifest:
+            asked.append(content_id)
+            raise errors.UnknownTemplateError("no template has it")
+
+    asked: list[str] = []
+    async with world(tmp_path, ledger=Emptied()) as host:
+        order = order_of(manifest_of(CONTENT, ["http://gone.example/x"]))
+        host.spool.demand(order)
+        with pytest.raises(errors.UnknownTemplateError):
+            await host.spool.wait_published(order)
+        await trio.sleep(3600)
+    assert asked == [order.content_id]
+    assert "Traceback" not in caplog.text
