@@ -1,6 +1,7 @@
 """What is in a packed image, written out: bounded, sparse, hashed on the way.
 
-Blocking; runs in a thread, and asks its caller at every mebibyte whether to go on.
+Blocking; runs in a thread, and asks its caller at every mebibyte that comes out, and at every
+read of what goes in, whether to go on.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def unpack(
     size = os.fstat(packed_fd).st_size
 
     def read_at(offset: int, length: int) -> bytes:
+        # Here too: a file may be made of streams with nothing in them.
+        check()
         return os.pread(packed_fd, length, offset)
 
     if packing.size is not None:

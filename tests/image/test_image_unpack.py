@@ -323,3 +323,29 @@ def test_damage_gives_one_error_or_the_bytes(
     except errors.ImageError as error:
         refusal = str(error)
         assert "\n" not in refusal
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_whoever_wants_it_no_more_is_heard_where_nothing_comes_out(
+    tmp_path: Path, kind: PackingKind
+) -> None:
+    source = tmp_path / "packed"
+    source.write_bytes(PACK[kind](b"") * 20_000)
+    asked = 0
+
+    def check() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise KeyboardInterrupt
+
+    with source.open("rb") as reading, (tmp_path / "unpacked").open("wb") as writing:
+        with pytest.raises(KeyboardInterrupt):
+            unpack.unpack(
+                reading.fileno(),
+                writing.fileno(),
+                Packing(kind),
+                need_room=lambda _: None,
+                check=check,
+            )
+    assert asked == 3
