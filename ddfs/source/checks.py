@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.metalink import mirrors
 from ddfs.model import Digest, Manifest
+from ddfs.source.localfile import read_start
 from ddfs.source.location import USABLE_SCHEMES, joined
 from ddfs.source.ports import Documents
 
@@ -222,21 +222,8 @@ async def read(address: str, documents: Documents, max_bytes: int) -> tuple[byte
     if mirrors.scheme_of(address) in USABLE_SCHEMES:
         found = await documents.read_document(address, max_bytes=max_bytes)
         return found.data, found.url
-    data = await trio.to_thread.run_sync(_read_file, address, max_bytes, limiter=_READING)
+    # One byte more than allowed, so that what is too much is seen.
+    data = await trio.to_thread.run_sync(read_start, address, max_bytes + 1, limiter=_READING)
     if len(data) > max_bytes:
         raise errors.DocumentError(f"larger than the {max_bytes} bytes that it may have")
     return data, address
-
-
-def _read_file(path: str, max_bytes: int) -> bytes:
-    """One byte more than allowed, so that what is too much is seen; blocks."""
-    try:
-        # O_NONBLOCK: a FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise errors.RequestError(f"{path}: not a regular file")
-            return file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise errors.RequestError(f"{path}: cannot be read: {reason}") from error

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import stat
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,6 +13,7 @@ import trio
 from ddfs import errors
 from ddfs.metalink import limits, read
 from ddfs.model import ByteRange, Manifest
+from ddfs.source.localfile import read_start
 from ddfs.source.ports import Documents, FetchedDocument
 
 METALINK_SUFFIXES: Final = frozenset({".meta4", ".metalink"})
@@ -81,30 +80,7 @@ async def parsed_metalink(
 
 
 async def read_local_metalink(path: str) -> bytes:
-    """The metalink at *path* of this host; :class:`errors.RequestError` for anything else."""
-    return await trio.to_thread.run_sync(_read_local_metalink, path, limiter=_READING)
-
-
-def _read_local_metalink(path: str) -> bytes:
-    """The document at *path*; only its start is read if it is none. Blocks."""
-    try:
-        # O_NONBLOCK: a FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise errors.RequestError(f"{path}: not a regular file")
-            start = file.read(read.SNIFF_LENGTH)
-            is_named_so = PurePosixPath(path).suffix.lower() in METALINK_SUFFIXES
-            if not is_named_so and not read.looks_like_metalink(start):
-                raise errors.RequestError(
-                    f"{path}: not a metalink; images on this host cannot be a source, give an "
-                    "http or https address, or a metalink"
-                )
-            # One byte more than parse() takes, so that it sees what is too much.
-            file.seek(0)
-            return file.read(limits.MAX_DOCUMENT_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise errors.RequestError(
-            f"{path}: cannot be read: {reason}; addresses start with http:// or https://"
-        ) from error
+    """The metalink at *path* of this host; :class:`errors.RequestError` if it cannot be read."""
+    # One byte more than parse() takes, so that it sees what is too much.
+    length = limits.MAX_DOCUMENT_BYTES + 1
+    return await trio.to_thread.run_sync(read_start, path, length, limiter=_READING)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import posixpath
-import stat
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
@@ -16,6 +15,7 @@ from ddfs import errors
 from ddfs.declaration import Declaration
 from ddfs.metalink import mirrors, read
 from ddfs.source.documents import METALINK_SUFFIXES
+from ddfs.source.localfile import read_start
 
 # What an operator may name. A document names http and https alone.
 USABLE_SCHEMES: Final = frozenset({*mirrors.USABLE_SCHEMES, "file", "nfs"})
@@ -69,18 +69,8 @@ def _path_of(address: str) -> str:
 
 def _uri_of_image(path: str) -> str | None:
     """The address of the file at *path*; None for a metalink. Blocks."""
-    try:
-        # O_NONBLOCK: a FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise errors.RequestError(f"{path}: not a regular file")
-            start = file.read(read.SNIFF_LENGTH)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise errors.RequestError(
-            f"{path}: cannot be read: {reason}; addresses start with http:// or https://"
-        ) from error
+    hint = "; addresses start with http:// or https://"
+    start = read_start(path, read.SNIFF_LENGTH, hint=hint)
     is_named_so = PurePosixPath(path).suffix.lower() in METALINK_SUFFIXES
     if is_named_so or read.looks_like_metalink(start):
         return None
