@@ -14,7 +14,7 @@ are verified, has the image inspected, and publishes. The order that keeps the p
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,18 +25,19 @@ from ddfs import errors
 from ddfs.fetch import events
 from ddfs.fetch.access import Grants
 from ddfs.fetch.transfer import Transfer, TransferStatistics
-from ddfs.fetch.transport import Transport
 from ddfs.model import HEAD_LENGTH, ByteRange, Grid, ImageFormat, Manifest, PublishedFile
 from ddfs.spool import pin, reading
 from ddfs.spool.partial import PartialFile, storage_errors
-from ddfs.spool.ports import Heads, Inspector, Judge, Ledger, Storage, Unpack
 from ddfs.spool.publishing import publish
 from ddfs.spool.queue import Place
 from ddfs.spool.regain import regain
-from ddfs.spool.room import MakeRoom, adopt, reserve
+from ddfs.spool.room import adopt, reserve
 from ddfs.spool.seed import plant
 from ddfs.spool.standing import FILES, find_standing, say
+from ddfs.spool.surroundings import Surroundings
 from ddfs.spool.unpacking import room_for, unpack
+
+__all__ = ["CLAIM_SECONDS", "Fetch", "Order", "Surroundings"]
 
 log = logging.getLogger(__name__)
 
@@ -67,27 +68,6 @@ class Order:
     head_is_verified: bool
     is_readable_early: bool
     primary: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every fetch of a host shares."""
-
-    storage: Storage
-    ledger: Ledger
-    inspector: Inspector
-    heads: Heads
-    transport: Transport
-    location: str | None
-    ledger_limiter: trio.CapacityLimiter
-    # None: nothing is ever deleted for a fetch.
-    make_room: MakeRoom | None = None
-    # None: packed images are not fetched.
-    unpack: Unpack | None = None
-    # With what the origins of a content (its id) are asked; None: with nothing.
-    grants: Callable[[str], Awaitable[Grants]] | None = None
-    # None: nothing has to be signed.
-    judge: Judge | None = None
 
 
 class Fetch:
@@ -237,8 +217,7 @@ class Fetch:
         alike = await trio.to_thread.run_sync(storage.files_of_size, self.order.size)
         await plant(self._partial, manifest, (*self._seeds, *alike))
         storage.note_written(content_id, self._partial.bytes_here)
-        ask = self._with.grants
-        grants = await ask(content_id) if ask is not None else None
+        grants = await self._with.grants_of(content_id)
         async with pin.watched(manifest, self._partial, self._with.transport, grants):
             await self._transmit(manifest, self._partial, grants)
         await self._judge(Path(f"/proc/self/fd/{self._partial.fd}"))
@@ -377,19 +356,7 @@ class Fetch:
         """The complete image: the partial file itself, or what comes out of it."""
         if manifest.packing is None:
             return partial.path
-        around = self._with
-        if around.unpack is None:
-            raise errors.ImageError(f"{manifest.name}: packed images are not unpacked here")
-        return await unpack(
-            manifest,
-            partial,
-            storage=around.storage,
-            ledger=around.ledger,
-            ledger_limiter=around.ledger_limiter,
-            heads=around.heads,
-            make_room=around.make_room,
-            run=around.unpack,
-        )
+        return await unpack(manifest, partial, self._with)
 
     async def _publish(self, path: Path) -> PublishedFile:
         await trio.to_thread.run_sync(

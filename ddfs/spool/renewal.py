@@ -16,13 +16,11 @@ from typing import Final
 import trio
 
 from ddfs import errors
-from ddfs.fetch.events import FetchEvent
-from ddfs.fetch.transfer import Transfer
 from ddfs.model import ByteRange, Manifest, PublishedFile
 from ddfs.spool.examine import Findings, joined
-from ddfs.spool.fetching import Surroundings
 from ddfs.spool.partial import PartialFile, storage_errors
 from ddfs.spool.room import reserve
+from ddfs.spool.surroundings import Surroundings
 from ddfs.spool.unpacking import room_for, unpack
 
 # Comparing two files, and writing into one, saturate a disk.
@@ -64,41 +62,14 @@ async def repair_unpacked(
 
 async def _unpacked_anew(manifest: Manifest, packed: PartialFile, around: Surroundings) -> Path:
     """The unpacked file, out of *packed*, which is fetched; raises as :func:`repair_unpacked`."""
-    assert around.unpack is not None
     try:
-        await _fetch(manifest, packed, around)
-        return await unpack(
-            manifest,
-            packed,
-            storage=around.storage,
-            ledger=around.ledger,
-            ledger_limiter=around.ledger_limiter,
-            heads=around.heads,
-            make_room=around.make_room,
-            run=around.unpack,
-        )
+        await around.fetch(manifest, packed)
+        return await unpack(manifest, packed, around)
     except errors.SourceError as error:
         raise errors.MirrorsExhaustedError(
             "its packed file is not to be had again as it was, so that nothing was changed: "
             f"{error}"
         ) from None
-
-
-async def _fetch(manifest: Manifest, packed: PartialFile, around: Surroundings) -> None:
-    grants = await around.grants(manifest.content_id) if around.grants is not None else None
-    transfer = Transfer(
-        manifest,
-        packed,
-        around.transport,
-        observer=_ignore,
-        location=around.location,
-        grants=grants,
-    )
-    await transfer.run()
-
-
-def _ignore(_event: FetchEvent) -> None:
-    """Nobody watches the single pieces of a repair."""
 
 
 def _mend(around: Surroundings, published: PublishedFile, fresh: Path, findings: Findings) -> None:

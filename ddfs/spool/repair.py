@@ -20,14 +20,13 @@ from typing import IO, Final
 import trio
 
 from ddfs import errors
-from ddfs.fetch.events import FetchEvent
-from ddfs.fetch.transfer import PieceRecord, Transfer
+from ddfs.fetch.transfer import PieceRecord
 from ddfs.model import ByteRange, Manifest, PieceMap, PublishedFile
 from ddfs.spool.examine import Findings
-from ddfs.spool.fetching import Surroundings
 from ddfs.spool.partial import storage_errors
 from ddfs.spool.renewal import repair_unpacked
 from ddfs.spool.room import reserve
+from ddfs.spool.surroundings import Surroundings
 
 # Reading other files, and writing into the published one.
 _LIMITER = trio.CapacityLimiter(2)
@@ -134,7 +133,9 @@ async def _repair_pieces(
         patch = await trio.to_thread.run_sync(Patch, directory, size, held)
         if pieces is not None:
             await _copy_from(others, patch, pieces, findings)
-        await _fetch(manifest, pieces, patch, surroundings)
+            # Each piece is proved by its hash; the whole file is not in the patch.
+            manifest = replace(manifest, digests=(), pieces=pieces)
+        await surroundings.fetch(manifest, patch)
         await trio.to_thread.run_sync(
             storage.mend, published, patch.fd, findings.ranges, limiter=_LIMITER
         )
@@ -142,30 +143,6 @@ async def _repair_pieces(
         storage.release(content_id)
         if patch is not None:
             patch.close()
-
-
-async def _fetch(
-    manifest: Manifest, pieces: PieceMap | None, patch: Patch, surroundings: Surroundings
-) -> None:
-    if pieces is not None:
-        # Each piece is proved by its hash; the whole file is not in the patch.
-        manifest = replace(manifest, digests=(), pieces=pieces)
-    grants = None
-    if surroundings.grants is not None:
-        grants = await surroundings.grants(manifest.content_id)
-    transfer = Transfer(
-        manifest,
-        patch,
-        surroundings.transport,
-        observer=_ignore,
-        location=surroundings.location,
-        grants=grants,
-    )
-    await transfer.run()
-
-
-def _ignore(_event: FetchEvent) -> None:
-    """Nobody watches the single pieces of a repair."""
 
 
 async def _copy_from(

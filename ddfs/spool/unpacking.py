@@ -14,11 +14,13 @@ from typing import Final
 
 import trio
 
+from ddfs import errors
 from ddfs.model import HEAD_LENGTH, Manifest, Packing
 from ddfs.spool.partial import PartialFile, storage_errors
-from ddfs.spool.ports import Heads, Ledger, Storage, Unpack, Unpacked
-from ddfs.spool.room import MakeRoom, reserve
+from ddfs.spool.ports import Unpack, Unpacked
+from ddfs.spool.room import reserve
 from ddfs.spool.standing import say
+from ddfs.spool.surroundings import Surroundings
 
 # One saturates a core, and holds its decoder's window.
 _LIMITER: Final = trio.CapacityLimiter(2)
@@ -32,17 +34,7 @@ def room_for(manifest: Manifest) -> int:
     return manifest.size + (inside or 0)
 
 
-async def unpack(
-    manifest: Manifest,
-    partial: PartialFile,
-    *,
-    storage: Storage,
-    ledger: Ledger,
-    ledger_limiter: trio.CapacityLimiter,
-    heads: Heads,
-    make_room: MakeRoom | None,
-    run: Unpack,
-) -> Path:
+async def unpack(manifest: Manifest, partial: PartialFile, around: Surroundings) -> Path:
     """The unpacked file, as *manifest* has it; its size, hash and head are written down.
 
     Raises :class:`errors.ImageError`, :class:`errors.ChecksumError`,
@@ -51,11 +43,14 @@ async def unpack(
     """
     packing, content_id = manifest.packing, manifest.content_id
     assert packing is not None
+    storage, run = around.storage, around.unpack
+    if run is None:
+        raise errors.ImageError(f"{manifest.name}: packed images are not unpacked here")
     packed_size = manifest.size or 0
     path = storage.unpacked_path(content_id)
 
     def need_room(length: int) -> None:
-        trio.from_thread.run(reserve, storage, content_id, packed_size + length, make_room)
+        trio.from_thread.run(reserve, storage, content_id, packed_size + length, around.make_room)
 
     def work() -> tuple[Unpacked, bytes]:
         with storage_errors(path):
@@ -63,14 +58,14 @@ async def unpack(
 
     unpacked, head = await trio.to_thread.run_sync(work, limiter=_LIMITER)
     await trio.to_thread.run_sync(
-        ledger.record_unpacked,
+        around.ledger.record_unpacked,
         content_id,
         unpacked.size,
         unpacked.sha256,
-        limiter=ledger_limiter,
+        limiter=around.ledger_limiter,
     )
     await say(storage, content_id, unpacked.size, unpacked.sha256)
-    await trio.to_thread.run_sync(heads.put, content_id, head)
+    await trio.to_thread.run_sync(around.heads.put, content_id, head)
     return path
 
 
