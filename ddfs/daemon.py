@@ -207,7 +207,15 @@ def _host(
     """What the API answers with."""
     libvirt, keeper, domains = virt
     templates, versions, pool = shown
-    gate = Gate(templates, settings.templates_dir, settings.gate.wait, unseal)
+    makes_devices = {storage.name: storage.makes_devices for storage in storages}
+    gate = Gate(
+        templates,
+        settings.templates_dir,
+        settings.gate.wait,
+        unseal,
+        lambda template: pool.seen(template.row),
+        lambda primary: makes_devices.get(primary or "", storages[0].makes_devices),
+    )
     return Host(
         templates,
         gate,

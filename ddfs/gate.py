@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from ddfs import errors
+from ddfs.image.domain import wrong_kind
 from ddfs.model import SpoolState, Template
 from ddfs.spool.rest import Demand
 from ddfs.templates import Templates, progress_percent
@@ -25,6 +26,9 @@ from ddfs.templates import Templates, progress_percent
 # After the window has closed, hooks are answered at once until none has come for so long.
 # A serial autostart or a queue of starts comes within milliseconds; a person takes longer.
 QUIET_SECONDS: Final = 3.0
+
+# The kernel is told of a change at once, and takes milliseconds.
+SHOWN_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class NeededFile:
     ``writable``: the domain would write to it. ``is_optional``: it starts without it.
     ``device`` and ``inode`` say which file it is, where it lies elsewhere and may be a
     published template. ``is_booted``: it is a kernel or the like, which libvirt opens for writing.
+    ``kind``: as :class:`ddfs.image.domain.DomainFile` has it.
     """
 
     path: str
@@ -42,6 +47,7 @@ class NeededFile:
     device: int = 0
     inode: int = 0
     is_booted: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,9 @@ class Gate:
     """Answers for the templates of one host.
 
     ``unseal`` makes a published file one that root can open for writing, which its mode goes on
-    protecting; it raises :class:`errors.StorageError`.
+    protecting; it raises :class:`errors.StorageError`. ``seen`` returns once everybody sees what
+    a template is by now; ``makes_devices`` says whether templates become block devices on a
+    primary storage (None: the default one).
     """
 
     def __init__(
@@ -90,8 +98,12 @@ class Gate:
         templates_dir: Path,
         wait_seconds: float,
         unseal: Callable[[Path], Awaitable[None]],
+        seen: Callable[[Template], Awaitable[None]],
+        makes_devices: Callable[[str | None], bool],
     ) -> None:
         self._unseal = unseal
+        self._seen = seen
+        self._makes_devices = makes_devices
         self._templates = templates
         self._directory = templates_dir
         self._window = Window(wait_seconds)
@@ -110,10 +122,31 @@ class Gate:
         verdict = await self._fetched(domain, missing) if missing else Verdict(True)
         try:
             if verdict.allowed:
+                # By what they are now: what was fetched may have become a device or a file.
+                self.needed_templates(files)
+                await self.shown(needed)
                 await self._unseal_booted(files)
-        except errors.StorageError as error:
+        except (errors.RequestError, errors.StorageError, errors.NotReadyError) as error:
             return Verdict(False, str(error))
         return verdict
+
+    async def shown(self, templates: Sequence[Template]) -> None:
+        """Return once everybody who looks sees that *templates* are published, if they are.
+
+        libvirt's look at a file is answered by the kernel alone while that remembers it; a disk
+        that was a file and is a device would then be opened as a file. Raises
+        :class:`errors.NotHereYetError` for a device where that takes too long.
+        """
+        with trio.move_on_after(SHOWN_SECONDS):
+            for template in templates:
+                await self._seen(template)
+            return
+        for template in templates:
+            published = self._templates.published(template)
+            if published is not None and published.is_volume:
+                raise errors.NotHereYetError(
+                    f"{template.file_name} is here, and the kernel does not show it yet; try again"
+                )
 
     async def _fetched(self, domain: str, missing: Sequence[Template]) -> Verdict:
         """The verdict once *missing* are here, or the window has closed."""
@@ -161,7 +194,9 @@ class Gate:
         """The templates among *files*, each once.
 
         Raises :class:`errors.WritableTemplateError` for one that the domain could write to,
-        :class:`errors.UnknownTemplateError` for a file in the pool that is none.
+        :class:`errors.UnknownTemplateError` for a file in the pool that is none,
+        :class:`errors.InvalidValueError` for one on a device that the domain takes for a file,
+        or the other way round.
         """
         found: dict[int, Template] = {}
         for file in files:
@@ -177,13 +212,25 @@ class Gate:
                 )
             if file.writable:
                 raise _would_write(template, file.path, file.path)
+            self._check_kind(file, template)
             found[template.row] = template
         return list(found.values())
 
     def _refuse_published(self, file: NeededFile) -> None:
         template = self._templates.stored_at(file.path, file.device, file.inode)
-        if template is not None and file.writable:
+        if template is None:
+            return
+        if file.writable:
             raise _would_write(template, file.path, str(self._directory / template.file_name))
+        self._check_kind(file, template)
+
+    def _check_kind(self, file: NeededFile, template: Template) -> None:
+        published = self._templates.published(template)
+        is_device = published.is_volume if published else self._makes_devices(template.primary)
+        kind = "block" if is_device else "file"
+        if file.kind and file.kind != kind:
+            path = str(self._directory / template.file_name)
+            raise errors.InvalidValueError(wrong_kind(file.path, path, kind))
 
     def _is_under_mount(self, path: str) -> bool:
         return self._directory.parent in Path(os.path.normpath(path)).parents

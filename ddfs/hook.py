@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from ddfs.image import chain
-from ddfs.image.domain import MAX_XML_BYTES
+from ddfs.image.domain import MAX_XML_BYTES, wrong_kind
 
 if TYPE_CHECKING:
     import socket
@@ -143,7 +143,7 @@ def _decide_about(
         allowed, message = _ask(settings, domain, files, sealed)
     except _NoAnswerError as error:
         for found in sealed:
-            if _PUBLISHED_NAME.search(found.file.path):
+            if found.file.writable and _PUBLISHED_NAME.search(found.file.path):
                 raise _RefusedError(_writable(domain, found.file)) from None
         if files:
             _decide_alone(settings, files, str(error))
@@ -212,20 +212,25 @@ def _decide_alone(
             f"which cleans that up, or run: umount -l {mountpoint}; then try again"
         )
     for file in files:
-        if not file.optional and not _is_published(file.path):
+        found = _published_kind(file.path)
+        if found is None and not file.optional:
             raise _RefusedError(
                 f"{down}, and {file.path} is not on this host: "
                 "start it (ddfs serve), then try again"
             )
+        if found and file.kind and file.kind != found:
+            raise _RefusedError(wrong_kind(file.path, file.path, found))
 
 
-def _is_published(path: str) -> bool:
-    """Whether *path* is a symlink to a regular file, or to a volume, that is there."""
+def _published_kind(path: str) -> str | None:
+    """What *path* is a symlink to: ``file``, or ``block`` for a volume; None: nothing is there."""
     try:
         mode = os.stat(path).st_mode
-        return os.path.islink(path) and (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
+        if not os.path.islink(path) or not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            return None
     except OSError:
-        return False
+        return None
+    return "file" if stat.S_ISREG(mode) else "block"
 
 
 def _ask(
@@ -242,11 +247,13 @@ def _ask(
 
     asked = [
         {"path": file.path, "writable": file.writable, "optional": file.optional}
+        | ({"kind": file.kind} if file.kind else {})
         | ({"boot": True} if file.role in _BOOT_ROLES else {})
         for file in files
     ]
     asked += [
-        {"path": f.file.path, "writable": True, "device": f.device, "inode": f.inode}
+        {"path": f.file.path, "writable": f.file.writable, "kind": f.file.kind}
+        | {"device": f.device, "inode": f.inode}
         for f in sealed
     ]
     question = {"domain": domain, "files": asked}

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "spool": {"errors", "model", "fetch", "filecopy"},
     "templates": {"errors", "names", "model", "declaration", "versions", "source", "spool"},
     "limits": {"errors", "config", "fetch", "spool"},
-    "gate": {"errors", "model", "spool", "templates"},
+    "gate": {"errors", "model", "image", "spool", "templates"},
     "clone": {"errors", "model", "image", "templates"},
     "changes": {"errors", "model", "templates", "fuse"},
     "deploy": {"errors", "model", "image", "templates", "clone"},

@@ -64,10 +64,11 @@ class Devices(Protocol):
         path: str,
         driver: str,
         *,
+        kind: str,
         persistent: bool,
         force: bool,
     ) -> str:
-        """Attach a complete file, read-only; ``medium`` or ``disk``."""
+        """Attach a complete file, or ``block`` device, read-only; ``medium`` or ``disk``."""
 
 
 class MarkedDomain(Protocol):
@@ -137,7 +138,11 @@ class DomainActions:
             files, problems = await trio.to_thread.run_sync(look, limiter=_limiter)
         except chain.ChainError as error:
             raise errors.InvalidValueError(f"{name}: {error}") from error
-        asked = [needed for file, needed, _ in files if mount.holds(file.path) or needed.inode]
+        asked = [
+            needed
+            for file, needed, _ in files
+            if mount.holds(file.path) or (needed.device, needed.inode) != (0, 0)
+        ]
         verdict = await self._gate.explain(name, asked)
         reports = tuple(self._report(*described, mount) for described in files)
         return GateReport(name, verdict.allowed, verdict.message, reports, problems)
@@ -179,11 +184,14 @@ class DomainActions:
         try:
             await self._devices.check(domain, request.target, persistent=request.persistent)
             await self._require_published(template)
+            await self._gate.shown([template])
+            published = self._templates.published(template)
             change = await self._devices.attach(
                 domain,
                 request.target,
                 path,
                 template.format.qemu_name,
+                kind="block" if published is not None and published.is_volume else "file",
                 persistent=request.persistent,
                 force=request.force,
             )
@@ -241,10 +249,12 @@ def _described(
 ) -> tuple[chain.DomainFile, NeededFile, bool]:
     """A file, as the gate is asked about it, and whether it is there; the mount is not touched."""
     path = mount.resolve(file.path)
-    needed = NeededFile(file.path, file.writable, file.optional)
+    needed = NeededFile(file.path, file.writable, file.optional, kind=file.kind)
     if mount.holds(path):
         return file, needed, False
     found = sealed.get(file._replace(path=path))
     if found is not None:
-        needed = NeededFile(path, True, file.optional, found.device, found.inode)
+        needed = NeededFile(
+            path, file.writable, file.optional, found.device, found.inode, kind=file.kind
+        )
     return file, needed, os.path.lexists(path)

@@ -323,7 +323,7 @@ class Host:
     async def gate(self, question: GateQuestion) -> GateAnswer:
         """Answer the hook."""
         files = [
-            NeededFile(f.path, f.writable, f.optional, f.device, f.inode, f.boot)
+            NeededFile(f.path, f.writable, f.optional, f.device, f.inode, f.boot, f.kind)
             for f in question.files
         ]
         verdict = await self._gate.ask(question.domain, files)

@@ -200,7 +200,8 @@ class GateFile:
     ``optional``: the domain starts without it where it is missing (startupPolicy). A file
     elsewhere that the domain would write to, and that may be a published template, comes
     with ``device`` and ``inode`` as stat(2) has them. ``boot``: it is a kernel, an initrd or a
-    device tree.
+    device tree. ``kind``: the disk says that it is a ``file``, or a ``block`` device; empty where
+    nobody says so.
     """
 
     path: str
@@ -209,6 +210,7 @@ class GateFile:
     device: int = 0
     inode: int = 0
     boot: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

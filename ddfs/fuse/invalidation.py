@@ -43,6 +43,13 @@ class Invalidations:
                 or self._stale_until.get(inode, -math.inf) > time.monotonic()
             )
 
+    async def told(self, *inodes: int) -> None:
+        """Return when the kernel has forgotten all names of *inodes* that it has to forget."""
+        with self._lock:
+            is_told = not any(self._under_way[inode] for inode in inodes)
+        if not is_told:
+            await self._notices.written()
+
     def forget_attributes(self, inode: int) -> None:
         """Have the attributes of *inode* asked for again."""
         self._notices.put(lambda: pyfuse3.invalidate_inode(inode, attr_only=True))

@@ -6,12 +6,15 @@ to answer that request must not be the one that waits.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Final
+
+import trio
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,17 @@ class Notices:
     def put(self, notice: Callable[[], None]) -> None:
         """Have *notice* called, before or after :meth:`start`."""
         self._queue.put(notice)
+
+    async def written(self) -> None:
+        """Return when all that was put before is written; after :meth:`stop`, never."""
+        event, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+        def tell() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(event.set)
+
+        self.put(tell)
+        await event.wait()
 
     def start(self) -> None:
         """Start writing. What was queued before is written now."""

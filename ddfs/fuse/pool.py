@@ -135,6 +135,13 @@ class TemplatePool:
         self._forget_name(name, row)
         self._operations.linked.discard(row)
 
+    async def seen(self, row: int) -> None:
+        """Return when whoever looks at a template's name sees what :meth:`note_changed` told.
+
+        Whoever holds the directory can hold that up: the caller has a deadline.
+        """
+        await self._notices.told(inodes.file_inode(row), inodes.link_inode(row))
+
     def _attributes_changed(self, row: int) -> None:
         self._notices.forget_attributes(inodes.file_inode(row))
 

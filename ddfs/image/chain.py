@@ -105,12 +105,14 @@ def domain_files(xml: bytes, mount: Mountpoint, pools: PoolTargets) -> tuple[Dom
 
 
 def sealed_files(files: Iterable[DomainFile], mount: Mountpoint) -> tuple[SealedFile, ...]:
-    """Those of *files* that the domain would write to and that nobody may write.
+    """Those of *files* that nobody may write, and that the domain would write to, or takes for
+    files though they are devices.
 
     A published template is such a file (mode 0444) or such a device, under whatever name; so is
     much else, and only the daemon knows which. What lies under the mountpoint is none.
     """
-    found = (_sealed(file, mount) for file in files if file.writable)
+    wanted = (file for file in files if file.writable or file.kind == "file")
+    found = (_sealed(file, mount) for file in wanted)
     return tuple(file for file in found if file is not None)
 
 
@@ -124,7 +126,7 @@ def _sealed(file: DomainFile, mount: Mountpoint) -> SealedFile | None:
         return None
     if stat.S_ISBLK(status.st_mode) and _is_read_only(status.st_rdev):
         return SealedFile(file._replace(path=path), status.st_rdev, 0)
-    if not stat.S_ISREG(status.st_mode) or status.st_mode & _ANYBODY_WRITES:
+    if not file.writable or not stat.S_ISREG(status.st_mode) or status.st_mode & _ANYBODY_WRITES:
         return None
     return SealedFile(file._replace(path=path), status.st_dev, status.st_ino)
 
@@ -173,8 +175,10 @@ def _file_of(image: Image, index: int, top: DomainFile, mount: Mountpoint) -> Do
         return top._replace(path=path)
     if image.is_data:
         # Guest writes go to the data file of the top image, which comes right behind it.
-        return top._replace(path=path, role="data", writable=top.writable and index == 1)
-    return top._replace(path=path, role="backing", writable=False)
+        is_written = top.writable and index == 1
+        return top._replace(path=path, role="data", writable=is_written, kind="")
+    # libvirt asks itself whether it is a device (virStorageSourceNewFromBacking).
+    return top._replace(path=path, role="backing", writable=False, kind="")
 
 
 def _walk_as_far_as_possible(top: Image, mount: Mountpoint) -> list[Image]:

@@ -30,6 +30,13 @@ MAX_DEPTH: Final = 512
 # remember for ever that it knows none of that name: a daemon is asked about many documents.
 ENCODINGS: Final = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
 
+# What a volume is to QEMU, by the type of its pool (virStorageTranslateDomainDiskSourcePool):
+# a pool on a directory calls everything in it a file, a link to a device as well.
+_VOLUME_KINDS: Final = {
+    "dir": "file", "fs": "file", "netfs": "file",
+    "disk": "block", "logical": "block", "zfs": "block", "iscsi": "block", "scsi": "block",
+}  # fmt: skip
+
 POOL_DIRECTORIES: Final = ("/run/libvirt/storage", "/etc/libvirt/storage")
 _MAX_POOL_BYTES: Final = 1024 * 1024
 
@@ -40,7 +47,8 @@ class DomainFile(NamedTuple):
     ``path`` as named; ``writable``: QEMU would open it for writing; ``optional``: the
     domain may start without it. ``role`` is disk, cdrom, floppy, lun, backing, data,
     mirror, kernel, initrd, dtb, loader, nvram or nvram-template; ``target`` the disk's
-    name in the guest (``vda``), or the role again.
+    name in the guest (``vda``), or the role again. ``kind`` is what a disk says that it is,
+    ``file`` or ``block``: QEMU opens nothing else there. It is empty where libvirt looks itself.
     """
 
     path: str
@@ -48,6 +56,7 @@ class DomainFile(NamedTuple):
     optional: bool
     role: str
     target: str
+    kind: str = ""
 
 
 class Layer(NamedTuple):
@@ -98,6 +107,19 @@ class PoolTargets:
         if target is None or not volume or "/" in volume or volume in (".", ".."):
             return None
         return os.path.join(target, volume)
+
+
+def wrong_kind(path: str, template_path: str, kind: str) -> str:
+    """Why QEMU would not open *path*, a template of that *kind*, and what to do: one line.
+
+    Its drivers ``file`` and ``host_device`` refuse what the other is for (file-posix.c).
+    """
+    attribute = "dev" if kind == "block" else "file"
+    lies = "on a block device" if kind == "block" else "in a file, not on a block device"
+    return (
+        f"{path}: this template lies {lies}; give the domain <disk type='{kind}'> with "
+        f"<source {attribute}='{template_path}'/>, or an overlay on it"
+    )
 
 
 def files_of_domain(xml: bytes, pools: PoolTargets) -> tuple[DomainFile, ...]:
@@ -272,9 +294,9 @@ def _with_backing(
     element: Element | None = owner
     while element is not None:
         below = element.first("backingStore")
-        path = _source_path(element, pools)
+        path, kind = _source_path(element, pools)
         if path is not None:
-            file = DomainFile(path, like.writable, like.optional, like.role, like.target)
+            file = DomainFile(path, like.writable, like.optional, like.role, like.target, kind)
             yield Layer(file, image_format, below is not None)
         yield from _data_files(element, pools, like)
         like = DomainFile("", False, like.optional, "backing", like.target)
@@ -287,9 +309,9 @@ def _data_files(element: Element, pools: PoolTargets, like: DomainFile) -> Itera
     source = element.first("source")
     for holder in (element, source):
         for store in holder.all("dataStore") if holder is not None else ():
-            path = _source_path(store, pools)
+            path, kind = _source_path(store, pools)
             if path is not None:
-                file = DomainFile(path, like.writable, like.optional, "data", like.target)
+                file = DomainFile(path, like.writable, like.optional, "data", like.target, kind)
                 yield Layer(file, "raw", True)
 
 
@@ -298,17 +320,22 @@ def _declared_format(element: Element) -> str | None:
     return declared.get("type") if declared is not None else element.get("format")
 
 
-def _source_path(element: Element, pools: PoolTargets) -> str | None:
-    """The local file or device of the ``<source>`` in *element*; None for anything else."""
+def _source_path(element: Element, pools: PoolTargets) -> tuple[str | None, str]:
+    """The local file or device of the ``<source>`` in *element*, and which of them it is said
+    to be; no path for anything else.
+    """
     source = element.first("source")
     if source is None:
         # libvirt before 1.0 wrote <mirror file='...'>, and still does beside <source>.
-        path = element.get("file")
+        path, kind = element.get("file"), ""
     elif source.get("pool") and source.get("volume"):
-        path = pools.volume_path(source.get("pool") or "", source.get("volume") or "")
+        pool = source.get("pool") or ""
+        path = pools.volume_path(pool, source.get("volume") or "")
+        kind = _VOLUME_KINDS.get(pools.pool_kind(pool) or "", "")
     else:
         path = source.get("file") or source.get("dev")
-    return path if path is not None and path.startswith("/") else None
+        kind = "file" if source.get("file") else "block"
+    return (path, kind) if path is not None and path.startswith("/") else (None, "")
 
 
 def _target_in(path: str, name: str) -> str | None:

@@ -45,6 +45,9 @@ class DirectoryStorage:
     :class:`errors.StorageError`, and :class:`errors.StorageFullError` when the disk is full.
     """
 
+    # Whether what is published are block devices.
+    makes_devices: bool = False
+
     def __init__(
         self,
         name: str,

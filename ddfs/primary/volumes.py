@@ -103,6 +103,8 @@ class VolumeStorage(DirectoryStorage):
     is written, and may raise to end that.
     """
 
+    makes_devices = True
+
     def __init__(
         self,
         name: str,

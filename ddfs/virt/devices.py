@@ -21,6 +21,7 @@ class _Attachment:
     target: str
     path: str
     driver: str
+    kind: str
     persistent: bool
     force: bool
 
@@ -38,19 +39,21 @@ class Devices:
         path: str,
         driver: str,
         *,
+        kind: str = "file",
         persistent: bool = False,
         force: bool = False,
     ) -> str:
         """Put *path* into the drive at *target* (returns ``medium``), or attach a read-only
         disk there (``disk``).
 
-        ``driver`` is QEMU's name of the format. ``persistent``: also when the domain starts
+        ``driver`` is QEMU's name of the format, ``kind`` says whether it is a ``file`` or a
+        ``block`` device. ``persistent``: also when the domain starts
         next; without it the domain has to be running, and nothing else is changed even where
         it ends meanwhile. ``force``: also into a drive that the guest has locked. Raises
         :class:`errors.LibvirtError`, and :class:`errors.InvalidValueError` for a target that
         another disk has. No hook runs: the file has to be complete.
         """
-        attachment = _Attachment(target, path, driver, persistent, force)
+        attachment = _Attachment(target, path, driver, kind, persistent, force)
         return await self._libvirt.call(lambda c: _attach(lookup(c, domain), attachment))
 
     async def check(self, domain: str, target: str, *, persistent: bool = False) -> None:
@@ -107,9 +110,10 @@ def _disk_at(domain: libvirt.virDomain, target: str, is_active: bool) -> Element
 
 
 def _disk_xml(attachment: _Attachment, device: str, bus: str | None) -> str:
-    disk = ElementTree.Element("disk", type="file", device=device)
+    disk = ElementTree.Element("disk", type=attachment.kind, device=device)
     ElementTree.SubElement(disk, "driver", name="qemu", type=attachment.driver)
-    ElementTree.SubElement(disk, "source", file=attachment.path)
+    attribute = "dev" if attachment.kind == "block" else "file"
+    ElementTree.SubElement(disk, "source", {attribute: attachment.path})
     target = ElementTree.SubElement(disk, "target", dev=attachment.target)
     if bus is not None:
         target.set("bus", bus)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pyfuse3
 import pytest
+import trio
 from fuse_driver import wait_for
 
 from ddfs.fuse import invalidation
@@ -97,6 +98,23 @@ def test_a_name_is_stale_until_a_while_after_the_kernel_knows(
     kernel.is_listening.set()
     wait_for(lambda: not notices.is_stale(18))
     assert len(kernel.told) == 2
+
+
+async def test_whoever_waits_until_the_kernel_knows_waits_for_what_was_said_before(
+    kernel: Kernel, thread: Notices, notices: Invalidations
+) -> None:
+    kernel.is_listening.clear()
+    thread.start()
+    await notices.told(18)  # nothing is on its way
+    notices.forget_name(2, b"a.img", 18, 19)
+    await notices.told(20)
+    with trio.move_on_after(0.05) as scope:
+        await notices.told(19)
+    assert scope.cancelled_caught
+    kernel.is_listening.set()
+    with trio.fail_after(20):
+        await notices.told(18, 19)
+    assert kernel.told == [(2, b"a.img")]
 
 
 def test_a_kernel_that_waits_does_not_stop_us(

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,23 @@ def test_without_a_daemon_published_templates_start(host: Host) -> None:
     refused = host.run(domain(template, options=""))
     assert refused.returncode == 1
     assert "overlay" in refused.stderr
+
+
+def test_without_a_daemon_a_template_on_a_device_is_no_file(
+    host: Host, make_device: Callable[..., Path]
+) -> None:
+    image = host.root / "volume"
+    image.write_bytes(bytes(1024 * 1024))
+    template = host.templates / "t.qcow2"
+    template.symlink_to(make_device(image))
+    refused = host.run(domain(template))
+    assert refused.returncode == 1
+    assert f"give the domain <disk type='block'> with <source dev='{template}'/>" in refused.stderr
+    assert host.run(domain(template).replace("source file=", "source dev=")).returncode == 0
+    assert host.run(domain(overlay(host.root / "top.qcow2", template))).returncode == 0
+    file = publish(host, "f.qcow2")
+    refused = host.run(domain(file).replace("source file=", "source dev="))
+    assert (refused.returncode, "in a file, not on a block device" in refused.stderr) == (1, True)
 
 
 def test_without_a_daemon_a_refused_connection_counts_as_down(host: Host) -> None:

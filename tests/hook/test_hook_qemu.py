@@ -101,7 +101,8 @@ def test_asks_with_the_files_under_the_mountpoint(host: Host) -> None:
         "domain": "vm ü",
         "files": [
             {"path": str(template), "writable": False, "optional": False},
-            {"path": str(host.templates / "cd.iso"), "writable": False, "optional": True},
+            {"path": str(host.templates / "cd.iso"), "writable": False, "optional": True}
+            | {"kind": "file"},
         ],
     }
 
@@ -171,7 +172,8 @@ def test_a_writable_disk_that_may_be_a_published_template_is_asked_about(host: H
     (request,) = requests
     status = disk.stat()
     assert question(request)["files"] == [
-        {"path": str(disk), "writable": True, "device": status.st_dev, "inode": status.st_ino}
+        {"path": str(disk), "writable": True, "kind": "file"}
+        | {"device": status.st_dev, "inode": status.st_ino}
     ]
 
 

@@ -21,31 +21,31 @@ def disks(text: str) -> list[DomainFile]:
     [
         (
             "<disk type='file'><source file='/a b.img'/><target dev='vda'/></disk>",
-            DomainFile("/a b.img", True, False, "disk", "vda"),
+            DomainFile("/a b.img", True, False, "disk", "vda", "file"),
         ),
         (
             "<disk type='block' device='lun'><source dev='/dev/vg/x'/><target dev='sda'/></disk>",
-            DomainFile("/dev/vg/x", True, False, "lun", "sda"),
+            DomainFile("/dev/vg/x", True, False, "lun", "sda", "block"),
         ),
         (
             "<disk><source file='/ü&lt;&apos;\"'/><target dev='vdb'/><readonly/></disk>",
-            DomainFile("/ü<'\"", False, False, "disk", "vdb"),
+            DomainFile("/ü<'\"", False, False, "disk", "vdb", "file"),
         ),
         (
             "<disk><source file='/a'/><target dev='vda'/><transient/></disk>",
-            DomainFile("/a", False, False, "disk", "vda"),
+            DomainFile("/a", False, False, "disk", "vda", "file"),
         ),
         (
             "<disk device='cdrom'><source file='/cd.iso' startupPolicy='optional'/></disk>",
-            DomainFile("/cd.iso", False, True, "cdrom", "cdrom"),
+            DomainFile("/cd.iso", False, True, "cdrom", "cdrom", "file"),
         ),
         (
             "<disk device='cdrom'><source file='/cd.iso' startupPolicy='requisite'/></disk>",
-            DomainFile("/cd.iso", False, False, "cdrom", "cdrom"),
+            DomainFile("/cd.iso", False, False, "cdrom", "cdrom", "file"),
         ),
         (
             "<disk device='floppy'><source file='/f'/><target dev='fda'/></disk>",
-            DomainFile("/f", True, False, "floppy", "fda"),
+            DomainFile("/f", True, False, "floppy", "fda", "file"),
         ),
     ],
 )
@@ -202,7 +202,27 @@ def test_volume_disks(tmp_path: Path) -> None:
     xml = b"""<domain><devices><disk type='volume' device='cdrom'>
     <source pool='ddfs' volume='cd.iso'/><target dev='sda'/></disk></devices></domain>"""
     (file,) = files_of_domain(xml, PoolTargets([str(tmp_path / "etc")]))
-    assert file == DomainFile("/srv/ddfs/templates/cd.iso", False, False, "cdrom", "sda")
+    assert file == DomainFile("/srv/ddfs/templates/cd.iso", False, False, "cdrom", "sda", "file")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("dir", "file"), ("disk", "block"), ("logical", "block"), ("gluster", "")]
+)
+def test_a_volume_is_what_libvirt_makes_of_its_pool(tmp_path: Path, kind: str, said: str) -> None:
+    pool(tmp_path, "p", "/dev")
+    path = tmp_path / "p.xml"
+    path.write_text(path.read_text().replace("<pool type='dir'", f"<pool type='{kind}'"))
+    xml = b"<domain><devices><disk><source pool='p' volume='x1'/></disk></devices></domain>"
+    (file,) = files_of_domain(xml, PoolTargets([str(tmp_path)]))
+    assert (file.path, file.kind) == ("/dev/x1", said)
+
+
+def test_each_explicit_layer_says_what_it_is() -> None:
+    files = disks(
+        "<disk type='file'><source file='/top'/><backingStore type='block'>"
+        "<source dev='/dev/x'/><backingStore/></backingStore></disk>"
+    )
+    assert [(file.path, file.kind) for file in files] == [("/top", "file"), ("/dev/x", "block")]
 
 
 def test_the_defaults_are_libvirts_directories() -> None:

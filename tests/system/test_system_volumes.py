@@ -82,6 +82,50 @@ def test_a_vm_starts_on_a_volume_that_nobody_can_write_to_and_gc_takes_it_away(
     assert volumes(libvirtd, POOL) == []
 
 
+def disk(kind: str, source: Path, device: str = "disk", target: str = "vda") -> str:
+    """A read-only disk's XML that says which *kind* its source is."""
+    attribute = {"file": "file", "block": "dev"}[kind]
+    bus = "sata" if device == "cdrom" else "virtio"
+    return (
+        f"<disk type='{kind}' device='{device}'><driver name='qemu' type='qcow2'/>"
+        f"<source {attribute}='{source}'/><target dev='{target}' bus='{bus}'/><readonly/></disk>"
+    )
+
+
+def test_the_template_itself_is_a_disk_of_type_block_and_nothing_else(
+    volume_host: Host, libvirtd: Libvirtd, small: Published, make_vm: MakeVm
+) -> None:
+    """QEMU's "file" driver opens no device, and says so in words of its own."""
+    host, name = volume_host, volume_host.templates / "small.qcow2"
+    host.ddfs("template", "add", "small", small.source, "--primary", "fast")
+    make_vm(host, "vm1", name)
+    sent = small.bytes_sent()
+    libvirtd.define(Domain("f", (), devices=disk("file", name, "cdrom", "sda")), host.vms)
+    refused = libvirtd.virsh("start", "f", check=False)
+    advice = f"give the domain <disk type='block'> with <source dev='{name}'/>"
+    assert advice in refused.stderr
+    assert small.bytes_sent() == sent, "it is refused before it is fetched"
+    libvirtd.define(Domain("b", (), devices=disk("block", name)), host.vms)
+    libvirtd.virsh("start", "b")
+    device = host.published("small")
+    # By the device's own name as well, which the hook finds among what nobody may write to.
+    libvirtd.define(Domain("d", (), devices=disk("file", device)), host.vms)
+    assert advice in libvirtd.virsh("start", "d", check=False).stderr
+    explained = host.ddfs("gate", "--domain", "d", check=False)
+    assert (explained.returncode, advice in explained.stdout) == (1, True)
+    libvirtd.define(Domain("w", (Disk(device, "raw"),)), host.vms)
+    explained = host.ddfs("gate", "--domain", "w", check=False)
+    assert (explained.returncode, "must not be written to" in explained.stdout) == (1, True)
+    # What runs gets it as a device by itself, in a drive and as a disk.
+    libvirtd.virsh("start", "vm1")
+    assert "read-only disk" in host.ddfs("attach", "vm1", "small", "vdb").stdout
+    drive = disk("file", name, "cdrom", "sda").replace(f"<source file='{name}'/>", "")
+    libvirtd.define(Domain("c", (), devices=drive), host.vms)
+    libvirtd.virsh("start", "c")
+    host.ddfs("attach", "c", "small", "sda")
+    assert str(name) in libvirtd.virsh("domblklist", "c").stdout
+
+
 def test_a_killed_daemon_leaves_no_volume_that_nobody_owns(
     volume_host: Host, libvirtd: Libvirtd, fast_site: Site
 ) -> None:
