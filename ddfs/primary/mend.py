@@ -19,6 +19,7 @@ from ddfs.model import ByteRange, MiB, PublishedFile
 from ddfs.primary import kernel, publish
 
 MARK_SUFFIX: Final = ".mending"
+_FRESH_SUFFIX: Final = ".mending-new"
 
 _BLOCK_BYTES: Final = 1 * MiB
 
@@ -58,6 +59,8 @@ def mend(published: PublishedFile, mark: Path, source: int, ranges: Sequence[Byt
 
 def finish_all(directory: Path) -> None:
     """Make files known again whose mending a crash cut off. Raises ``OSError``."""
+    for fresh in directory.glob(f"*{_FRESH_SUFFIX}"):
+        os.unlink(fresh)
     for mark in directory.glob(f"*{MARK_SUFFIX}"):
         promised = publish.read_mark(mark)
         found = publish.look_at(Path(promised.path)) if promised else None
@@ -100,7 +103,7 @@ def _restore_time(fd: int, published: PublishedFile) -> None:
 
 
 def _write_mark(mark: Path, published: PublishedFile) -> None:
-    fresh = mark.with_suffix(".mending-new")
+    fresh = mark.with_suffix(_FRESH_SUFFIX)
     try:
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
