@@ -23,7 +23,7 @@ from ddfs import errors
 from ddfs.catalogue.catalogue import Catalogue
 from ddfs.catalogue.heads import HeadStore
 from ddfs.changes import Changes
-from ddfs.clone import Clones
+from ddfs.clone import Clones, Images
 from ddfs.config import Settings
 from ddfs.control import server
 from ddfs.control.actions import DomainActions
@@ -149,15 +149,17 @@ async def _serve_on(
         shown = ShownTemplates(templates, lambda: figures_of(storages), spool.note_followed)
         pool = TemplatePool(shown, settings.mountpoint)
         later = LaterStarts(templates, domains.start)
-        deployments = _deployments(settings, templates, libvirt, domains, keeper, storage)
+        virt, images = (libvirt, keeper, domains), Images(RbdPools(settings.libvirt.uri))
+        clones = Clones(templates, settings.templates_dir, Volumes(libvirt), domains, images)
+        deployments = _deployments(settings, templates, virt, clones, images, storage)
         host = _host(
             settings,
             storages,
-            (libvirt, keeper, domains),
+            virt,
             (templates, versions, pool),
             HostLimits(transport, spool.queue, Limits.of(settings)),
             HostKeeping(templates, collector, records, stocktaking, sharing),
-            HostDeployments(deployments, templates),
+            (clones, deployments),
             later,
         )
         verifications = Verifications(templates, catalogue.families, surroundings, spool.repairing)
@@ -201,11 +203,11 @@ def _host(
     shown: tuple[Templates, Versions, TemplatePool],
     limits: HostLimits,
     keeping: HostKeeping,
-    deploying: HostDeployments,
+    disks: tuple[Clones, Deployments],
     later: LaterStarts,
 ) -> Host:
     """What the API answers with."""
-    libvirt, keeper, domains = virt
+    _, keeper, domains = virt
     templates, versions, pool = shown
     makes_devices = {storage.name: storage.makes_devices for storage in storages}
     gate = Gate(
@@ -221,12 +223,12 @@ def _host(
         gate,
         keeper,
         domains,
-        _domain_actions(settings, templates, gate, libvirt, domains),
+        _domain_actions(templates, gate, virt, disks, settings.templates_dir),
         HostFigures(settings.mountpoint, settings.templates_dir, storages),
         limits,
         HostMetrics(templates, pool, storages, versions.state).text,
         keeping,
-        deploying,
+        HostDeployments(disks[1], templates),
         later.add if settings.gate.then == "start" else None,
         versions.state,
     )
@@ -271,20 +273,22 @@ def _surroundings(
 def _deployments(
     settings: Settings,
     templates: Templates,
-    libvirt: Libvirt,
-    domains: Domains,
-    keeper: PoolKeeper,
+    virt: tuple[Libvirt, PoolKeeper, Domains],
+    clones: Clones,
+    images: Images,
     storage: DirectoryStorage,
 ) -> Deployments:
+    libvirt, keeper, _ = virt
+
     async def pool_is_active() -> bool:
         pool = await keeper.status()
         return pool is not None and pool.active
 
-    volumes = Volumes(libvirt)
     return Deployments(
         templates,
-        Clones(templates, settings.templates_dir, volumes, domains, RbdPools(settings.libvirt.uri)),
-        volumes,
+        clones,
+        Volumes(libvirt),
+        images,
         _Hypervisor(Machines(libvirt)),
         settings.state_dir / "deploying",
         pool_is_active=pool_is_active,
@@ -315,10 +319,10 @@ class _Hypervisor:
         machine = domain_document.Machine(
             made.name,
             made.uuid,
-            str(made.disk),
+            _disk_of(made, made.disk),
             facts.hypervisor,
             facts.arch,
-            str(made.seed) if made.seed else None,
+            _disk_of(made, made.seed) if made.seed else None,
             order.memory_mib,
             order.vcpus,
             order.network,
@@ -334,15 +338,21 @@ class _Hypervisor:
         return arch, given * MiB if given is not None else memory
 
 
+def _disk_of(made: Deployed, path: Path) -> str | domain_document.RbdImage:
+    return str(path) if made.rbd is None else domain_document.RbdImage.of(made.rbd, str(path))
+
+
 def _domain_actions(
-    settings: Settings, templates: Templates, gate: Gate, libvirt: Libvirt, domains: Domains
+    templates: Templates,
+    gate: Gate,
+    virt: tuple[Libvirt, PoolKeeper, Domains],
+    disks: tuple[Clones, Deployments],
+    directory: Path,
 ) -> DomainActions:
-    directory = settings.templates_dir
-    rbd_pools = RbdPools(settings.libvirt.uri)
-    clones = Clones(templates, directory, Volumes(libvirt), domains, rbd_pools)
-    return DomainActions(
-        templates, gate, domains, Devices(libvirt), Autostart(libvirt), clones, str(directory)
-    )
+    libvirt, _, domains = virt
+    clones, deployments = disks
+    devices, marks, undoing = Devices(libvirt), Autostart(libvirt), deployments.undoing
+    return DomainActions(templates, gate, domains, devices, marks, clones, undoing, str(directory))
 
 
 def _templates(

@@ -89,7 +89,7 @@ def _has_volumes(name: str, chosen: PrimarySettings) -> bool:
     if kind not in _TESTED | _UNTESTED:
         raise errors.ConfigError(
             f"{pool} is of type {kind}, in which ddfs cannot make volumes that a name in the mount "
-            f"could lead to; give one of type {', '.join(sorted(_OF_FILES | _TESTED))}"
+            f"could lead to; give one of type {', '.join(sorted(_OF_FILES | _TESTED))}{_hint(kind)}"
         )
     if kind in _UNTESTED and not chosen.untested:
         raise errors.ConfigError(
@@ -115,6 +115,10 @@ def _storage(settings: Settings, name: str, path: Path) -> DirectoryStorage:
         return DirectoryStorage(name, path, quota=quota, keep_free=keep_free)
     host_id = _host_id(settings.state_dir)
     return SharedDirectoryStorage(name, path, host_id, quota=quota, keep_free=keep_free)
+
+
+def _hint(kind: str) -> str:
+    return ", and make disks from its templates in rbd: ddfs clone --full" if kind == "rbd" else ""
 
 
 def _make_staging(path: Path) -> None:

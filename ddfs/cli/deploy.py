@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # A mirror may have been caught in the middle of a change: then the next try finds it whole.
 CHECKSUM_TRIES: Final = 3
 
+_ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
@@ -68,6 +70,9 @@ def deploy(
     xml: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A domain's XML to fill in.")
     ] = None,
+    untested: Annotated[
+        bool, typer.Option("--untested", help="Also into a pool of type rbd.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a domain from a template and start it, on the first host that can run it.
@@ -89,8 +94,10 @@ def deploy(
         arch=arch,
         user_data=_text_of(user_data),
         xml=_text_of(xml),
+        untested=untested,
     )
-    host, done = _deploy_somewhere(session, only_on or (), request)
+    with _ended_as_by_ctrl_c():
+        host, done = _deploy_somewhere(session, only_on or (), request)
     if as_json:
         output.print_json({"host": host, **asdict(done)})
         return
@@ -198,13 +205,35 @@ def _withdraw(client: Client, host: str, name: str, token: str, *, said: bool) -
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C comes too late in here, and does nothing."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """A terminal that is closed, timeout(1) and a shutdown take back what Ctrl-C does."""
+
+    def end(_number: int, _frame: object) -> None:
+        # One is enough: a second one would break off the taking back.
+        for each in _ENDS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {each: signal.getsignal(each) for each in _ENDS}
+    for each, how in before.items():
+        if how is signal.SIG_DFL:  # nohup(1) ignores SIGHUP
+            signal.signal(each, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, how in before.items():
+            signal.signal(each, how)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and the like come too late in here, and do nothing."""
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, *_ENDS)}
+    try:
+        yield
+    finally:
+        for each, how in before.items():
+            signal.signal(each, how)
 
 
 def _fetch(client: Client, host: str, template: TemplateStatus) -> None:

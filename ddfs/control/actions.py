@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import trio
 
 from ddfs import errors
-from ddfs.clone import DEFAULT_POOL, CloneOrder, Clones
+from ddfs.clone import DEFAULT_POOL, CloneOrder, Clones, Undo
 from ddfs.control.action_messages import (
     AttachedDisk,
     AttachTemplate,
@@ -94,7 +94,10 @@ class Marks(Protocol):
 
 
 class DomainActions:
-    """Implements :class:`ddfs.control.service.Actions`."""
+    """Implements :class:`ddfs.control.service.Actions`.
+
+    *undoing* knows how to take back a volume, by its pool and name.
+    """
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class DomainActions:
         devices: Devices,
         marks: Marks,
         clones: Clones,
+        undoing: Callable[[str, str], Undo],
         templates_dir: str,
     ) -> None:
         self._templates = templates
@@ -112,6 +116,7 @@ class DomainActions:
         self._devices = devices
         self._marks = marks
         self._clones = clones
+        self._undoing = undoing
         self._directory = templates_dir
 
     # -- the gate --------------------------------------------------------------------------
@@ -219,7 +224,7 @@ class DomainActions:
         order = CloneOrder(
             request.template, request.volume, pool, request.size, request.full, request.replace
         )
-        made = await self._clones.make(order)
+        made = await self._clones.make(order, self._undoing(pool, request.volume))
         return ClonedVolume(
             pool,
             request.volume,

@@ -31,6 +31,8 @@ class Deploy:
     user_data: str | None = None
     xml: str | None = None
     token: str | None = None
+    # Also in a kind of pool in which ddfs was never tested to deploy (rbd).
+    untested: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ def _order(request: Deploy) -> DeployOrder:
         arch=request.arch,
         user_data=request.user_data.encode() if request.user_data is not None else None,
         document=request.xml,
+        untested=request.untested,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -55,7 +56,7 @@ def reached(address: str) -> Iterator[Path]:
     user, host, port, path = match.groups()
     with tempfile.TemporaryDirectory(prefix="ddfs-ssh-") as directory:
         local = Path(directory) / "ddfs.sock"
-        command = ["ssh", *_OPTIONS, f"-L{local}:{unquote(path)}"]
+        command = [*_until_we_end(), "ssh", *_OPTIONS, f"-L{local}:{unquote(path)}"]
         command += [f"-p{port}"] if port else []
         command += [f"-l{user}"] if user else []
         with _running([*command, "--", host.strip("[]")], address) as process:
@@ -65,6 +66,12 @@ def reached(address: str) -> Iterator[Path]:
             except errors.DaemonDownError as error:
                 # Nobody knows our end by name.
                 raise errors.DaemonDownError(str(error).replace(str(local), address)) from error
+
+
+def _until_we_end() -> list[str]:
+    """What ends a program when we are killed (PR_SET_PDEATHSIG), where there is setpriv(1)."""
+    found = shutil.which("setpriv")
+    return [found, "--pdeathsig", "TERM", "--"] if found else []
 
 
 @contextlib.contextmanager

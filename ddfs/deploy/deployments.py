@@ -10,7 +10,6 @@ before the answer goes on to another host, and must not have two.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import uuid
 from collections.abc import Awaitable, Callable
@@ -21,12 +20,12 @@ from typing import Final, TypeVar
 import trio
 
 from ddfs import errors
-from ddfs.clone import CloneOrder
+from ddfs.clone import Images, Undo
 from ddfs.deploy.order import Deployed, DeployOrder
+from ddfs.deploy.placing import Noted, Places
 from ddfs.deploy.ports import Disks, Hypervisor, Pools
 from ddfs.deploy.suitability import Judge, Suitability
 from ddfs.deploy.traces import Notes, Traces
-from ddfs.image.seed_disk import seed_disk
 from ddfs.templates import Templates
 
 T = TypeVar("T")
@@ -84,6 +83,7 @@ class Deployments:
         templates: Templates,
         disks: Disks,
         pools: Pools,
+        images: Images,
         hypervisor: Hypervisor,
         directory: Path,
         *,
@@ -91,11 +91,10 @@ class Deployments:
         most_bytes: Callable[[], int],
     ) -> None:
         self._templates = templates
-        self._disks = disks
-        self._pools = pools
         self._hypervisor = hypervisor
         self._notes = Notes(directory)
-        self._judge = Judge(templates, pools, hypervisor, pool_is_active, most_bytes)
+        self._places = Places(disks, pools, images, self._notes)
+        self._judge = Judge(templates, self._places, hypervisor, pool_is_active, most_bytes)
         self._one = trio.Lock()
         self._attempts: dict[str, _Attempt] = {}
         self._lent: dict[str, _Lent] = {}
@@ -159,38 +158,15 @@ class Deployments:
             raise errors.NameTakenError(f"a domain called {name} is there already")
 
     async def _make(self, order: DeployOrder, template: str, traces: Traces) -> Deployed:
-        directory = await self._pools.directory(order.pool)
-        disk = directory / f"{order.name}.qcow2"
-        await self._announce(traces, disk)
-        try:
-            # The version that was looked at: a newer one may come meanwhile.
-            clone = CloneOrder(template, disk.name, order.pool, order.disk_size)
-            await self._disks.make(clone)
-        except errors.NameTakenError:
-            # Somebody was faster: it is not ours to take back.
-            traces.files.remove(str(disk))
-            raise
-        seed = None
-        if order.user_data is not None:
-            seed = directory / f"{order.name}-seed.iso"
-            await self._announce(traces, seed)
-            try:
-                await _run(_write_seed, seed, traces.uuid, order.name, order.user_data)
-            except errors.NameTakenError:
-                traces.files.remove(str(seed))
-                raise
-            await self._pools.refresh(order.pool)
-        made = Deployed(order.name, traces.uuid, disk, seed)
+        made = await self._places.make(order, template, traces)
         await self._hypervisor.define(order, made, await self._hypervisor.facts())
         await self._hypervisor.start(traces.uuid)
         return made
 
-    async def _announce(self, traces: Traces, path: Path) -> None:
-        """Write down that *path* is about to be made; it must not be there."""
-        if await _run(os.path.lexists, path):
-            raise _taken(path)
-        traces.files.append(str(path))
-        await _run(self._notes.write, traces)
+    def undoing(self, pool: str, volume: str) -> Undo:
+        """What takes back a *volume* in *pool* of no deployment, should it stay half made."""
+        traces = Traces(f"volume {volume}", str(uuid.uuid4()), pool)
+        return _Lone(traces, self._notes, self._take_back)
 
     # -- lent ------------------------------------------------------------------------------
 
@@ -255,15 +231,16 @@ class Deployments:
     async def _recover(self) -> None:
         # Else the note of one that has just begun would be among them.
         async with self._one:
+            # Before they are read: the note of one that is confirmed meanwhile may be among them.
+            known = {lent.traces.uuid for lent in self._lent.values()} | self._left.keys()
             try:
                 found, broken = await _run(self._notes.read)
             except errors.StorageError as error:
                 found, broken = [], [str(error)]
             for line in broken:
                 log.error("%s", line)
-            lent = {lent.traces.uuid for lent in self._lent.values()}
             for traces in found:
-                if traces.uuid not in lent:
+                if traces.uuid not in known:
                     name = traces.name
                     log.warning("%s: its deployment was interrupted, and is taken back", name)
                     self._left[traces.uuid] = _Left(traces, None)
@@ -292,9 +269,7 @@ class Deployments:
             scope.shield = True
             try:
                 await self._hypervisor.remove(traces.uuid)
-                await _run(traces.delete_files)
-                if traces.files:
-                    await self._pools.refresh(traces.pool)
+                await self._places.clear(traces)
                 await _run(self._notes.remove, traces)
                 self._left.pop(traces.uuid, None)
             except errors.DdfsError as error:
@@ -304,24 +279,26 @@ class Deployments:
             log.error("%s: %s; %s", traces.name, text, again)
 
 
+class _Lone(Noted):
+    """As its base, of a volume that no deployment takes back."""
+
+    def __init__(
+        self,
+        traces: Traces,
+        notes: Notes,
+        take_back: Callable[[Traces, str | None], Awaitable[None]],
+    ) -> None:
+        super().__init__(traces, notes)
+        self._take_back = take_back
+
+    async def keep(self) -> None:
+        """It stays; durable when it returns."""
+        await _run(self.notes.remove, self.traces)
+
+    async def take_back(self) -> None:
+        """Now, or as soon as that can be."""
+        await self._take_back(self.traces, None)
+
+
 async def _run(function: Callable[..., T], *arguments: object) -> T:
     return await trio.to_thread.run_sync(function, *arguments, limiter=_limiter)
-
-
-def _write_seed(path: Path, instance: str, name: str, user_data: bytes) -> None:
-    data = seed_disk(instance, name, user_data)
-    try:
-        # Passwords are in it. libvirt gives it to QEMU's user.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-    except FileExistsError as error:
-        raise _taken(path) from error
-    except OSError as error:
-        raise errors.StorageError(f"{path}: {error.strerror}") from error
-
-
-def _taken(path: Path) -> errors.NameTakenError:
-    return errors.NameTakenError(f"{path} is there already; choose another name for the VM")

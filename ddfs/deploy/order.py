@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from ddfs import errors
-from ddfs.model import MiB
+from ddfs.model import MiB, RbdPool
 
 # A name is also that of files, of libvirt's own beside ours, and of a host in the guest.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
@@ -29,6 +29,7 @@ class DeployOrder:
     ``disk_size`` in bytes, None for the template's. ``document`` is the XML of a domain to
     fill in, ``user_data`` cloud-init's; None for none. The others as in
     :class:`ddfs.virt.domain_document.Machine`. ``arch`` None: the host's, or the document's.
+    ``untested``: also in a kind of pool that was never tried by us.
     """
 
     template: str
@@ -41,11 +42,12 @@ class DeployOrder:
     arch: str | None = None
     user_data: bytes | None = None
     document: str | None = None
+    untested: bool = False
 
     def __post_init__(self) -> None:
         if _NAME.fullmatch(self.name) is None:
             raise errors.InvalidValueError(
-                f"{self.name[:140]!r} cannot be a domain's name here: use 1 to 63 letters, digits "
+                f"{self.name[:140]!r} cannot be a domain's name here: use 1 to 63 of a-z, A-Z, 0-9 "
                 "and ._+-, starting with a letter or digit"
             )
         if self.memory_mib is not None and not MIN_MEMORY_MIB <= self.memory_mib <= MAX_MEMORY_MIB:
@@ -60,9 +62,10 @@ class DeployOrder:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """What runs now."""
+    """What runs now. With *rbd*, disk and seed are images there, as ``POOL/IMAGE``."""
 
     name: str
     uuid: str
     disk: Path
     seed: Path | None
+    rbd: RbdPool | None = None

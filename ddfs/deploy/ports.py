@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from ddfs.clone import Clone, CloneOrder
+from ddfs.clone import Clone, CloneOrder, Undo
 from ddfs.deploy.order import Deployed, DeployOrder
 
 
@@ -53,7 +53,7 @@ class Hypervisor(Protocol):
 class Disks(Protocol):
     """Makes disks; ``ddfs.clone.Clones`` does."""
 
-    async def make(self, order: CloneOrder) -> Clone:
+    async def make(self, order: CloneOrder, undo: Undo) -> Clone:
         """Make one."""
 
 

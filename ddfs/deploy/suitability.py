@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 
 from ddfs import errors
 from ddfs.deploy.order import DeployOrder
-from ddfs.deploy.ports import Hypervisor, Pools
-from ddfs.model import GiB, MiB, Template
+from ddfs.deploy.placing import Places
+from ddfs.deploy.ports import Hypervisor
+from ddfs.model import MiB, Template
 from ddfs.templates import Templates
 
 T = TypeVar("T")
 
 # Beside what the guest gets, QEMU needs some; a host that swaps starts nothing more.
 MEMORY_TO_SPARE_BYTES: Final = 128 * MiB
-
-# An overlay begins with some hundred KiB and grows with what the guest writes.
-ROOM_FOR_OVERLAY_BYTES: Final = GiB // 4
 
 _limiter = trio.CapacityLimiter(1)
 
@@ -43,13 +40,13 @@ class Judge:
     def __init__(
         self,
         templates: Templates,
-        pools: Pools,
+        places: Places,
         hypervisor: Hypervisor,
         pool_is_active: Callable[[], Awaitable[bool]],
         most_bytes: Callable[[], int],
     ) -> None:
         self._templates = templates
-        self._pools = pools
+        self._places = places
         self._hypervisor = hypervisor
         self._pool_is_active = pool_is_active
         self._most_bytes = most_bytes
@@ -61,17 +58,17 @@ class Judge:
         """
         needs = self._hypervisor.needs(order)
         found = []
+        template = None
+        with contextlib.suppress(errors.UnknownTemplateError):
+            template = self._templates.newest(order.template)
         try:
             found += await self._obstacles_on_host(order, *needs)
-            directory = await self._pools.directory(order.pool)
-            found += await _run(_obstacles_in, directory, order)
+            found += await self._places.obstacles(order, template)
             if not await self._pool_is_active():
                 found.append("libvirt does not show the template pool; run: ddfs pool define")
         except errors.DdfsError as error:
             found.append(str(error))
-        try:
-            template = self._templates.newest(order.template)
-        except errors.UnknownTemplateError:
+        if template is None:
             return Suitability(found, knows_template=False)
         try:
             missing = await _run(self._missing_room, template)
@@ -106,23 +103,6 @@ class Judge:
         if self._templates.published(template):
             return 0
         return template.size - self._most_bytes()
-
-
-def _obstacles_in(directory: Path, order: DeployOrder) -> list[str]:
-    paths = [directory / f"{order.name}.qcow2"]
-    if order.user_data is not None:
-        paths.append(directory / f"{order.name}-seed.iso")
-    found = [f"{path} is there already" for path in paths if os.path.lexists(path)]
-    try:
-        room = os.statvfs(directory)
-    except OSError as error:
-        return [*found, f"{directory}: {error.strerror}"]
-    # A file system that is read-only often says that it is full as well.
-    if room.f_flag & os.ST_RDONLY:
-        found.append(f"{directory} is read-only; pool {order.pool} needs to be written to")
-    elif room.f_bavail * room.f_frsize < ROOM_FOR_OVERLAY_BYTES:
-        found.append(f"{directory} has too little room for a new disk")
-    return found
 
 
 async def _run(function: Callable[..., T], *arguments: object) -> T:

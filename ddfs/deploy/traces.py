@@ -15,27 +15,44 @@ from pathlib import Path
 from typing import Final
 
 from ddfs import errors
+from ddfs.image.disk import is_marked_otherwise
 
 # Of a note; ours have some 500.
 _MAX_NOTE_BYTES: Final = 64 * 1024
 
+_SHOWN_NAME_BYTES: Final = 100
+
+# How far an image is. Only one that is ours is deleted: before and behind that another host may
+# have made one of that name.
+ANNOUNCED: Final = "announced"
+OURS: Final = "ours"
+LEAVING: Final = "leaving"
+
 
 @dataclass
 class Traces:
-    """Of the domain *name* with that *uuid*: ``files`` of *pool*, there or about to be made."""
+    """Of the domain *name* with that *uuid*: ``files`` of *pool*, there or about to be made and
+    marked with the UUID, and images, with how far they are.
+    """
 
     name: str
     uuid: str
     pool: str
     files: list[str] = field(default_factory=list)
+    images: dict[str, str] = field(default_factory=dict)
 
-    def delete_files(self) -> None:
+    def delete_files(self) -> list[str]:
         """Those that are there, the last one first; can be called again. Blocks; raises
-        :class:`errors.StorageError`.
+        :class:`errors.StorageError`. Returns those that are somebody else's by now.
         """
+        left = []
         for name in reversed(self.files):
             with _storage_errors(Path(name)):
-                Path(name).unlink(missing_ok=True)
+                if is_marked_otherwise(Path(name), self.uuid):
+                    left.append(name)
+                else:
+                    Path(name).unlink(missing_ok=True)
+        return left
 
 
 class Notes:
@@ -82,7 +99,9 @@ class Notes:
         return found, broken
 
     def _path(self, traces: Traces) -> Path:
-        return self._directory / f"{traces.name}-{traces.uuid}.json"
+        # What it is of is for people, and may be as long as any file's name.
+        name = traces.name.encode()[:_SHOWN_NAME_BYTES].decode(errors="ignore")
+        return self._directory / f"{name}-{traces.uuid}.json"
 
     def _sync(self) -> None:
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -28,6 +28,7 @@ TEMPORARY_PREFIX: Final = ".ddfs-clone-"
 # QEMU's user when the domain starts.
 _NEW_MODE: Final = 0o600
 
+_NO_MARKS: Final = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 
 # qemu-img writes a header here, and no data; more than this is a file system that hangs.
@@ -35,6 +36,9 @@ _QEMU_IMG_SECONDS: Final = 60.0
 _QEMU_IMG_LIMITS: Final = ("prlimit", "--as=2147483648", "--cpu=30", "--")
 
 _LABEL: Final = "security.selinux"
+
+# For what a disk was made; goes with the file, on file systems that keep such attributes.
+_MARK: Final = "user.ddfs.made-for"
 
 
 class NewDisk:
@@ -94,6 +98,20 @@ class NewDisk:
         with contextlib.suppress(OSError):
             os.setxattr(self._fd, _LABEL, os.getxattr(old, _LABEL))
 
+    def write(self, data: bytes) -> None:
+        """Put *data* into it."""
+        with _translated(self.path), open(self._fd, "wb", closefd=False) as file:
+            file.write(data)
+
+    def mark(self, mark: str) -> None:
+        """Say for what it is made, where the file system keeps that."""
+        with _translated(self.path):
+            try:
+                os.setxattr(self._fd, _MARK, mark.encode())
+            except OSError as error:
+                if error.errno not in _NO_MARKS:
+                    raise
+
     def publish(self, path: Path, *, replace: bool) -> None:
         """Give it its name, *path*, in one step; it is on disk then.
 
@@ -134,6 +152,15 @@ class NewDisk:
         with contextlib.suppress(OSError):
             os.unlink(self.path)
         os.close(self._fd)
+
+
+def is_marked_otherwise(path: Path, mark: str) -> bool:
+    """Whether the file at *path* was made for something else, as far as one can see."""
+    try:
+        return os.getxattr(path, _MARK, follow_symlinks=False) != mark.encode()
+    except OSError as error:
+        # Its file system keeps marks, and it has none.
+        return error.errno == errno.ENODATA
 
 
 def virtual_size(path: Path, image_format: ImageFormat) -> int:

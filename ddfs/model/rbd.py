@@ -22,7 +22,8 @@ class RbdPool:
     """A pool of Ceph: *name*, its monitors as ``host`` or ``host:port``, and who we are there.
 
     Without a *user* nobody is asked who he is (``auth_client_required = none``). *key* is that
-    of the user, as bytes. *options* are more settings of a Ceph client, by name.
+    of the user, as bytes. *options* are more settings of a Ceph client, by name. *secret* is
+    what libvirt calls the key: ``uuid`` or ``usage``, and its value.
     """
 
     name: str
@@ -30,6 +31,7 @@ class RbdPool:
     user: str | None = None
     key: bytes = field(default=b"", repr=False)
     options: tuple[tuple[str, str], ...] = ()
+    secret: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         for what, value, allowed in (

@@ -14,6 +14,7 @@ import defusedxml
 from defusedxml.ElementTree import fromstring
 
 from ddfs import errors
+from ddfs.model import RbdPool
 
 # A domain with hundreds of devices has some 100 KiB.
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
@@ -32,8 +33,34 @@ NO_NETWORK: Final = "none"
 
 
 @dataclass(frozen=True, slots=True)
+class RbdImage:
+    """An image in Ceph: ``POOL/IMAGE``, the monitors (host and port, None for Ceph's own), and the
+    user with libvirt's secret (``uuid`` or ``usage``, and its value).
+    """
+
+    name: str
+    monitors: tuple[tuple[str, str | None], ...]
+    user: str | None = None
+    secret: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, pool: RbdPool, name: str) -> RbdImage:
+        """The one called *name* in *pool*, which has the user and monitors."""
+        return cls(name, tuple(map(_host_and_port, pool.monitors)), pool.user, pool.secret)
+
+
+def _host_and_port(monitor: str) -> tuple[str, str | None]:
+    """Of ``host``, ``host:port`` or ``[address]:port``."""
+    host, colon, port = monitor.rpartition(":")
+    if not colon or monitor.endswith("]"):
+        host, port = monitor, ""
+    return host.strip("[]"), port or None
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
-    """What a domain is made of. ``seed`` is the path of cloud-init's disk, if there is one.
+    """What a domain is made of. ``seed`` is cloud-init's disk, if there is one; both are a qcow2
+    and a raw file, or raw images in Ceph.
 
     ``hypervisor`` is ``kvm`` or ``qemu`` (emulated); ``memory_mib`` and ``vcpus`` None: as the
     document says that was given, else the defaults; ``network`` None likewise, ``none`` for
@@ -42,10 +69,10 @@ class Machine:
 
     name: str
     uuid: str
-    disk: str
+    disk: str | RbdImage
     hypervisor: str
     arch: str
-    seed: str | None = None
+    seed: str | RbdImage | None = None
     memory_mib: int | None = None
     vcpus: int | None = None
     network: str | None = None
@@ -173,29 +200,51 @@ def _sized(domain: Element, machine: Machine, *, is_new: bool) -> None:
         element.text = str(vcpus)
 
 
-def _add_disk(devices: Element, path: str, target: str) -> None:
-    disk = SubElement(devices, "disk", type="file", device="disk")
-    # discard: what the guest deletes does not stay in the overlay.
-    SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap")
-    SubElement(disk, "source", file=path)
+def _add_disk(devices: Element, image: str | RbdImage, target: str) -> None:
+    disk = SubElement(devices, "disk", device="disk")
+    _fill_disk(disk, image, discard=True)
     SubElement(disk, "target", dev=target, bus="virtio")
 
 
-def _replace_disk(disk: Element, path: str) -> None:
-    for tag in ("source", "backingStore", "driver"):
+def _replace_disk(disk: Element, image: str | RbdImage) -> None:
+    for tag in ("source", "backingStore", "driver", "auth"):
         for element in disk.findall(tag):
             disk.remove(element)
-    disk.set("type", "file")
-    disk.insert(0, Element("driver", name="qemu", type="qcow2"))
-    disk.insert(1, Element("source", file=path))
+    _fill_disk(disk, image, discard=False)
 
 
-def _add_seed(devices: Element, path: str, taken: Set[str] = frozenset()) -> None:
+def _fill_disk(disk: Element, image: str | RbdImage, *, discard: bool) -> None:
+    """Say where its bytes are, before all else that it has."""
+    driver = Element("driver", name="qemu", type="qcow2" if isinstance(image, str) else "raw")
+    if discard:
+        # What the guest deletes does not stay in the image.
+        driver.set("discard", "unmap")
+    disk.insert(0, driver)
+    disk.insert(1, _source(disk, image))
+
+
+def _source(disk: Element, image: str | RbdImage) -> Element:
+    """Its ``<source>``, and the type of *disk* that goes with it."""
+    if isinstance(image, str):
+        disk.set("type", "file")
+        return Element("source", file=image)
+    disk.set("type", "network")
+    source = Element("source", protocol="rbd", name=image.name)
+    for host, port in image.monitors:
+        SubElement(source, "host", {"name": host, **({"port": port} if port else {})})
+    if image.user is not None and image.secret is not None:
+        auth = SubElement(source, "auth", username=image.user)
+        key, value = image.secret
+        SubElement(auth, "secret", {"type": "ceph", key: value})
+    return source
+
+
+def _add_seed(devices: Element, seed: str | RbdImage, taken: Set[str] = frozenset()) -> None:
     free = [f"sd{letter}" for letter in ascii_lowercase if f"sd{letter}" not in taken]
     if not free:
         raise errors.InvalidValueError("domain XML: sda to sdz are taken, and user data needs one")
-    disk = SubElement(devices, "disk", type="file", device="cdrom")
+    disk = SubElement(devices, "disk", device="cdrom")
     SubElement(disk, "driver", name="qemu", type="raw")
-    SubElement(disk, "source", file=path)
+    disk.append(_source(disk, seed))
     SubElement(disk, "target", dev=free[0], bus="sata")
     SubElement(disk, "readonly")

@@ -92,7 +92,12 @@ def _remove(connection: libvirt.virConnect, uuid: str) -> None:
             return
         raise
     if domain.isActive():
-        domain.destroy()
+        try:
+            domain.destroy()
+        except libvirt.libvirtError as error:
+            # Its guest may have ended it meanwhile.
+            if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                raise
     domain.undefineFlags(
         libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
         | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM

@@ -52,6 +52,18 @@ class RbdPools:
             key = _key(connection, pool, auth) if auth is not None else b""
             return described(description, key)
 
+    def free_bytes(self, pool: str) -> int:
+        """What Ceph says is free there."""
+        with opened(self._uri) as connection:
+            return int(connection.storagePoolLookupByName(pool).info()[3])
+
+    def has(self, pool: str, image: str) -> bool:
+        """Whether an image has that name now, whoever has made it."""
+        with opened(self._uri) as connection:
+            found = connection.storagePoolLookupByName(pool)
+            found.refresh(0)
+            return _has(found, image)
+
     def create(self, pool: str, image: str, size: int) -> None:
         """Make an empty image of *size* bytes; :class:`errors.NameTakenError`."""
         document = (
@@ -103,7 +115,15 @@ def described(description: Element, key: bytes) -> RbdPool:
         auth.get("username", "") if auth is not None else None,
         key,
         tuple((option.get("name", ""), option.get("value", "")) for option in options),
+        _named_secret(auth),
     )
+
+
+def _named_secret(auth: Element | None) -> tuple[str, str] | None:
+    named = auth.find("secret") if auth is not None else None
+    if named is None:
+        return None
+    return next(((key, named.get(key, "")) for key in ("uuid", "usage") if named.get(key)), None)
 
 
 def _monitor(name: str, port: str | None) -> str:

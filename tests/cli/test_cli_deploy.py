@@ -58,12 +58,16 @@ def test_deploy_with_wrong_words(ddfs: Ddfs, words: list[str]) -> None:
     assert (done.code, done.err.count("\n")) == (errors.EXIT_REQUEST, 1)
 
 
-def test_ctrl_c_waits_until_it_is_taken_back(ddfs: Ddfs, service: FakeService) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_the_like_wait_until_it_is_taken_back(
+    ddfs: Ddfs, service: FakeService, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
     service.deploying.is_slow = True
 
     def interrupt() -> None:
         if service.deploying.has_begun.wait(90):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -73,6 +77,7 @@ def test_ctrl_c_waits_until_it_is_taken_back(ddfs: Ddfs, service: FakeService) -
     assert done.err == "ddfs: this host: vm1 was taken back\n"
     assert len(service.deploying.withdrawn) >= 1
     assert service.deploying.confirmed == []
+    assert signal.getsignal(number) == before
 
 
 # -- a host that does not know the template ------------------------------------------------

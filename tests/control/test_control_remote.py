@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,3 +99,34 @@ def test_where_nobody_listens() -> None:
     with pytest.raises(errors.DaemonDownError, match=r"ssh://127\.0\.0\.1:1/s: .*refused"):
         with reached("ssh://127.0.0.1:1/s"):
             pass
+
+
+LINGERS = """
+import time
+from ddfs.control.remote import _running, _until_we_end
+with _running([*_until_we_end(), "sleep", "600"], "ssh://host/s") as process:
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs util-linux")
+def test_what_is_killed_leaves_no_ssh_behind() -> None:
+    with subprocess.Popen([sys.executable, "-c", LINGERS], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        # Until it is what it was asked to be, it could not know.
+        deadline = time.monotonic() + 30
+        while "sleep" not in Path(f"/proc/{child}/comm").read_text():
+            assert time.monotonic() < deadline
+        process.kill()
+    while Path(f"/proc/{child}/stat").exists() and state_of(child) != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def state_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return "Z"

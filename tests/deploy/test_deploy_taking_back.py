@@ -13,10 +13,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ddfs import errors
+from ddfs.clone import CloneOrder, Images, Undo
 from ddfs.deploy import CONFIRM_SECONDS, Deployments, DeployOrder
 from ddfs.deploy.deployments import UNDO_AGAIN_SECONDS, UNDO_SECONDS
-from ddfs.deploy.suitability import _obstacles_in
+from ddfs.deploy.placing import obstacles_in
 from ddfs.deploy.traces import Notes, Traces
+from ddfs.image.disk import NewDisk
 
 ORDER = DeployOrder("t", "vm", "default", user_data=b"x")
 TOKEN = "0123456789abcdef"
@@ -29,19 +31,26 @@ class Host:
         self._directory = directory
         self.defined: dict[str, str] = {}
         self.starts = True
+        self.is_mounted = True
         self.is_down = False
         self.hangs_in_start = False
         self.hangs_in_remove = False
         self.first_remove_waits_for: trio.Event | None = None
 
     async def directory(self, pool: str) -> Path:
+        if not self.is_mounted:
+            raise errors.LibvirtError(f"pool {pool} is not active")
         return self._directory
 
     async def refresh(self, pool: str) -> None:
         return
 
-    async def make(self, order: Any) -> None:
-        (self._directory / order.volume).write_text("disk")
+    async def make(self, order: CloneOrder, undo: Undo) -> None:
+        new = NewDisk(self._directory)
+        new.write(b"disk")
+        new.mark(order.mark or "")
+        new.publish(self._directory / order.volume, replace=False)
+        new.close()
 
     async def facts(self) -> None:
         return None
@@ -72,6 +81,13 @@ class Host:
         self.defined.pop(identity, None)
 
 
+class NoCeph:
+    """libvirt without a pool of type rbd."""
+
+    def find(self, pool: str) -> None:
+        return None
+
+
 class OneTemplate:
     """A template that is here."""
 
@@ -97,8 +113,9 @@ class Lab:
 
         parts: Any = self.host
         templates: Any = OneTemplate()
+        ceph: Any = NoCeph()
         self.deployments = Deployments(
-            templates, parts, parts, parts, self.notes,
+            templates, parts, parts, Images(ceph), parts, self.notes,
             pool_is_active=is_active, most_bytes=lambda: 0,
         )  # fmt: skip
         return self.deployments
@@ -253,10 +270,17 @@ async def test_what_is_made_anew_is_not_taken_back_with_what_was_there_before(
     nursery.start_soon(lab.deployments.run)
     while lab.host.first_remove_waits_for is not None:
         await wait_all_tasks_blocked(0.005)
-    nursery.start_soon(lab.deployments.make, ORDER, TOKEN)
+    made = trio.Event()
+
+    async def make() -> None:
+        await lab.deployments.make(ORDER, TOKEN)
+        made.set()
+
+    nursery.start_soon(make)
     await wait_all_tasks_blocked(0.05)
     slow.set()
-    await until(mock_clock, lab, ({"vm"}, FILES, 1))
+    while not made.is_set():
+        await wait_all_tasks_blocked(0.005)
     await wait_all_tasks_blocked(0.05)
     assert lab.left == ({"vm"}, FILES, 1)
     nursery.cancel_scope.cancel()
@@ -279,6 +303,82 @@ async def test_a_seed_that_somebody_else_has_made_meanwhile_is_not_taken(
         await lab.deployments.make(ORDER, TOKEN)
     assert made.read_text() == "mine"
     assert lab.left == (set(), ["vm-seed.iso"], 0)
+
+
+async def test_what_another_host_has_made_meanwhile_under_the_same_name_stays(
+    lab: Lab, mock_clock: MockClock, nursery: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a pool that both share: this one died before it had made its disk, and comes back."""
+    if not keeps_marks(lab.pool):
+        pytest.skip("this file system keeps no attributes")
+    await lab.deployments.make(ORDER, TOKEN)
+    disk = lab.pool / "vm.qcow2"
+    disk.unlink()
+    anothers = NewDisk(lab.pool)
+    anothers.write(b"another's")
+    anothers.mark("another UUID")
+    anothers.publish(disk, replace=False)
+    anothers.close()
+    (lab.pool / "vm-seed.iso").unlink()
+    (lab.pool / "vm-seed.iso").write_text("of nobody whom we know")
+    nursery.start_soon(lab.restarted().run)
+    await until(mock_clock, lab, (set(), FILES, 0))
+    assert disk.read_bytes() == b"another's"
+    assert f"{disk} is another's by now, and stays" in caplog.text
+    nursery.cancel_scope.cancel()
+
+
+def keeps_marks(directory: Path) -> bool:
+    probe = directory / "probe"
+    probe.touch()
+    try:
+        os.setxattr(probe, "user.probe", b"")
+    except OSError:
+        return False
+    finally:
+        probe.unlink()
+    return True
+
+
+async def test_files_of_a_pool_that_is_not_mounted_are_taken_back_when_it_is(
+    lab: Lab, mock_clock: MockClock, nursery: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await lab.deployments.make(ORDER, TOKEN)
+    lab.host.is_mounted = False
+    mounted = lab.pool.rename(lab.pool.with_name("elsewhere"))
+    lab.pool.mkdir()
+    nursery.start_soon(lab.restarted().run)
+    await until(mock_clock, lab, (set(), [], 1))
+    while "pool default is not active" not in caplog.text:
+        await wait_all_tasks_blocked(0.005)
+    lab.pool.rmdir()
+    mounted.rename(lab.pool)
+    lab.host.is_mounted = True
+    mock_clock.jump(UNDO_AGAIN_SECONDS)
+    await until(mock_clock, lab, NOTHING)
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_is_confirmed_while_notes_are_read_stays(
+    lab: Lab, mock_clock: MockClock, nursery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.deployments.make(ORDER, TOKEN)
+    read = Notes.read
+
+    def slowly(notes: Notes) -> Any:
+        found = read(notes)
+        trio.from_thread.run_sync(nursery.start_soon, lab.deployments.confirm, TOKEN)
+        while trio.from_thread.run_sync(lambda: TOKEN in lab.deployments._lent):
+            pass
+        return found
+
+    monkeypatch.setattr(Notes, "read", slowly)
+    nursery.start_soon(lab.deployments.run)
+    await until(mock_clock, lab, ({"vm"}, FILES, 0))
+    mock_clock.jump(2 * UNDO_AGAIN_SECONDS)
+    await wait_all_tasks_blocked(0.05)
+    assert lab.left == ({"vm"}, FILES, 0)
+    nursery.cancel_scope.cancel()
 
 
 async def test_a_note_that_cannot_be_read_is_logged_and_kept(
@@ -311,12 +411,12 @@ async def test_a_token_is_used_once(lab: Lab) -> None:
 
 def test_a_read_only_pool_is_called_so() -> None:
     """/proc/sys is, in many a container, and /sys; what is writable is not called so."""
-    found = _obstacles_in(Path("/dev/shm"), ORDER)
+    found = obstacles_in(Path("/dev/shm"), ORDER)
     assert not any("read-only" in line for line in found)
     read_only = next(
         (p for p in map(Path, ("/sys", "/proc/sys")) if os.statvfs(p).f_flag & os.ST_RDONLY), None
     )
     if read_only is not None:
-        assert _obstacles_in(read_only, ORDER) == [
+        assert obstacles_in(read_only, ORDER) == [
             f"{read_only} is read-only; pool default needs to be written to"
         ]

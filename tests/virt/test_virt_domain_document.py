@@ -1,13 +1,19 @@
 """The XML of a deployed domain: our own, and an operator's filled in."""
 
+import dataclasses
+import uuid
 from string import ascii_lowercase
 from xml.etree import ElementTree
 
+import libvirt
 import pytest
+from private_libvirtd import PrivateLibvirtd
 
 from ddfs import errors
+from ddfs.model import RbdPool
 from ddfs.virt.domain_document import (
     Machine,
+    RbdImage,
     arch_of,
     filled_document,
     memory_bytes_of,
@@ -60,6 +66,64 @@ def test_an_operators_document_keeps_what_nothing_is_said_about() -> None:
     assert domain.find("devices/interface/source").get("network") == "lan"
     without = ElementTree.fromstring(filled_document("<domain/>", machine(network="none")))
     assert without.find("devices/disk/source").get("file") == "/pool/a 'b'.qcow2"
+
+
+POOL = RbdPool(
+    "vms", ("mon1:6789", "192.0.2.1", "[2001:db8::1]:3300", "[2001:db8::2]"), "libvirt", b"k",
+    secret=("usage", "ceph vms"),
+)  # fmt: skip
+
+
+def test_disks_in_ceph() -> None:
+    made = dataclasses.replace(
+        machine(), disk=RbdImage.of(POOL, "vms/vm"), seed=RbdImage.of(POOL, "vms/vm-seed")
+    )
+    for text in (own_document(made), filled_document(GIVEN, made)):
+        domain = ElementTree.fromstring(text)
+        by_name = {
+            disk.find("source").get("name"): disk
+            for disk in domain.findall("devices/disk")
+            if disk.find("source") is not None
+        }
+        assert set(by_name) == {"vms/vm", "vms/vm-seed"}
+        assert by_name["vms/vm-seed"].get("device") == "cdrom"
+        for disk in by_name.values():
+            source = disk.find("source")
+            assert (disk.get("type"), source.get("protocol")) == ("network", "rbd")
+            assert disk.find("driver").get("type") == "raw"
+            assert [host.attrib for host in source.findall("host")] == [
+                {"name": "mon1", "port": "6789"},
+                {"name": "192.0.2.1"},
+                {"name": "2001:db8::1", "port": "3300"},
+                {"name": "2001:db8::2"},
+            ]
+            assert source.find("auth").get("username") == "libvirt"
+            secret = source.find("auth/secret")
+            assert secret.attrib == {"type": "ceph", "usage": "ceph vms"}
+    anybody = dataclasses.replace(
+        machine(), disk=RbdImage.of(RbdPool("vms", ("h",)), "vms/vm"), network="none"
+    )
+    domain = ElementTree.fromstring(own_document(anybody))
+    assert domain.find("devices/disk/source/auth") is None
+
+
+def test_libvirts_schema_allows_disks_in_ceph(libvirtd: PrivateLibvirtd) -> None:
+    """And its driver for QEMU takes them: what it could not start it would refuse here."""
+    made = dataclasses.replace(
+        machine(network="none"),
+        name="vm",
+        uuid=str(uuid.uuid4()),
+        disk=RbdImage.of(POOL, "vms/vm"),
+        seed=RbdImage.of(POOL, "vms/vm-seed"),
+    )
+    connection = libvirt.open(libvirtd.uri)
+    flags = libvirt.VIR_DOMAIN_DEFINE_VALIDATE
+    domain = connection.defineXMLFlags(own_document(made), flags)
+    kept = ElementTree.fromstring(domain.XMLDesc(0))
+    names = [source.get("name") for source in kept.findall("devices/disk/source")]
+    assert sorted(names) == ["vms/vm", "vms/vm-seed"]
+    domain.undefine()
+    connection.close()
 
 
 def test_what_it_asks_for() -> None:

@@ -40,11 +40,12 @@ def test_a_description_with_everything():
     assert found.monitors == ("mon1.example:6789", "[2001:db8::1]", "192.0.2.1")
     assert (found.user, found.key) == ("libvirt", b"key")
     assert found.options == (("client_mount_timeout", "45"),)
+    assert found.secret == ("usage", "ceph")
 
 
 def test_a_description_without_a_user():
     found = described(fromstring(POOL.format(auth="")), b"")
-    assert (found.user, found.key) == (None, b"")
+    assert (found.user, found.key, found.secret) == (None, b"", None)
 
 
 def test_what_is_no_name_is_refused():
@@ -69,5 +70,7 @@ def test_a_name_that_is_taken_stays_whose_it_was(pools):
         pools.create("ceph", "old", 4096)
     pools.create("ceph", "new <&>", 4096)
     pools.delete("ceph", "not there")
+    assert (pools.has("ceph", "old"), pools.has("ceph", "not there")) == (True, False)
+    assert pools.free_bytes("ceph") > 0
     with pytest.raises(errors.LibvirtError, match="no storage pool"):
         pools.create("not there", "new", 4096)

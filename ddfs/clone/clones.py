@@ -8,7 +8,6 @@ needs, and it stays right when the published file is fetched again.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -19,14 +18,13 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from ddfs import errors
-from ddfs.image import chain, disk, domain, rbd
+from ddfs.clone.images import SECTOR, Images, Undo
+from ddfs.image import chain, disk, domain
 from ddfs.image.openers import processes_with_open
 from ddfs.model import MAX_SIZE, ImageFormat, PublishedFile, RbdPool, Template, size_text
 from ddfs.templates import Templates
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 DEFAULT_POOL: Final = "default"
 
@@ -35,11 +33,6 @@ _MAX_NAME_BYTES: Final = 255
 
 # qemu-img makes these larger; the others have their size in more than one place.
 _GROWING: Final = (ImageFormat.QCOW2, ImageFormat.RAW)
-
-_SECTOR: Final = 512
-
-# Half an image is deleted behind a copy that failed; a Ceph that hangs keeps nobody longer.
-_UNDO_SECONDS: Final = 60.0
 
 # Copies of whole images, and a look at every domain's chains.
 _limiter = trio.CapacityLimiter(2)
@@ -58,19 +51,6 @@ class Pools(Protocol):
         """Let libvirt see what is new."""
 
 
-class RbdPools(Protocol):
-    """libvirt's pools of type rbd. All block, and raise :class:`errors.LibvirtError`."""
-
-    def find(self, pool: str) -> RbdPool | None:
-        """Where the images of an active pool are; None for a pool of another type."""
-
-    def create(self, pool: str, image: str, size: int) -> None:
-        """Make an empty image; :class:`errors.NameTakenError`."""
-
-    def delete(self, pool: str, image: str) -> None:
-        """Delete an image, if it is there."""
-
-
 class Domains(Protocol):
     """libvirt's domains. Both raise :class:`errors.LibvirtError`."""
 
@@ -87,7 +67,7 @@ class CloneOrder:
 
     ``size`` in bytes, None: the template's, or that of the disk that it replaces if that is
     larger. ``full``: a copy that needs the template no more. ``replace``: in place of the
-    volume of that name, if there is one.
+    volume of that name, if there is one. A file is given *mark*, see :meth:`disk.NewDisk.mark`.
     """
 
     template: str
@@ -96,6 +76,7 @@ class CloneOrder:
     size: int | None = None
     full: bool = False
     replace: bool = False
+    mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +102,19 @@ class Clones:
         templates_dir: Path,
         pools: Pools,
         domains: Domains,
-        rbd_pools: RbdPools,
+        images: Images,
     ) -> None:
         self._templates = templates
         self._directory = templates_dir
         self._mount = str(templates_dir.parent)
         self._pools = pools
         self._domains = domains
-        self._rbd = rbd_pools
+        self._images = images
 
-    async def make(self, order: CloneOrder) -> Clone:
+    async def make(self, order: CloneOrder, undo: Undo) -> Clone:
         """Make a disk; it is complete, and libvirt knows it, when this returns.
+
+        In a pool of type rbd *undo* is told of it, and takes it back.
 
         Raises :class:`errors.NotHereYetError` for a template that has to be fetched first,
         :class:`errors.NameTakenError`, :class:`errors.TemplateInUseError` for a disk in use
@@ -140,9 +123,9 @@ class Clones:
         """
         template = self._templates.newest(order.template)
         _validate_volume(order.volume)
-        rbd_pool = await _run(self._rbd.find, order.pool)
+        rbd_pool = await self._images.find(order.pool)
         if rbd_pool is not None:
-            return await self._make_image(template, order, rbd_pool)
+            return await self._make_image(template, order, rbd_pool, undo)
         directory = await self._pools.directory(order.pool)
         path = directory / order.volume
         if chain.Mountpoint(self._mount).holds(str(directory)):
@@ -157,7 +140,8 @@ class Clones:
         new_size = None if size == least else size
         # A use, if it is here: nobody deletes it before the new disk can be seen.
         await self._templates.confirm_published(template)
-        how = await self._make(template, source, path, size, new_size, replaced)
+        make = functools.partial(self._make, template, source, path, size, new_size)
+        how = await make(replaced=replaced, mark=order.mark)
         await self._pools.refresh(order.pool)
         image_format = template.format if order.full else ImageFormat.QCOW2
         return Clone(path, image_format, size, how, replaced)
@@ -198,13 +182,12 @@ class Clones:
                 f"a full copy of {template.file_name} stays as large as that is, "
                 f"{size_text(least)}; make an overlay, or leave the size out"
             )
-        return -(-wanted // _SECTOR) * _SECTOR
+        return -(-wanted // SECTOR) * SECTOR
 
-    async def _make_image(self, template: Template, order: CloneOrder, pool: RbdPool) -> Clone:
-        """A raw image in Ceph: no overlay there could have a file of this host under it.
-
-        libvirt makes the image, so that nobody else's is ever written to.
-        """
+    async def _make_image(
+        self, template: Template, order: CloneOrder, pool: RbdPool, undo: Undo
+    ) -> Clone:
+        """A raw image in Ceph: no overlay there could have a file of this host under it."""
         if not order.full:
             raise errors.InvalidValueError(
                 f"pool {order.pool} is of type rbd, where no disk can stand on a file of this "
@@ -221,34 +204,16 @@ class Clones:
             raise RuntimeError("a full copy has a source")
         wanted = least if order.size is None else order.size
         _refuse_size(template, wanted, least)
-        size = -(-wanted // _SECTOR) * _SECTOR
-        await _run(self._rbd.create, order.pool, order.volume, size)
+        size = -(-wanted // SECTOR) * SECTOR
+        place = order.pool, pool
         try:
-            check = trio.from_thread.check_cancelled
-            await _run(rbd.copy, source, template.format, pool, order.volume, check)
+            await self._images.copy(source, template.format, place, order.volume, size, undo)
+            await undo.keep()
         except BaseException:
-            await self._delete_image(order)
+            await undo.take_back()
             raise
         await self._pools.refresh(order.pool)
         return Clone(Path(pool.name, order.volume), ImageFormat.RAW, size, "copy", False)
-
-    async def _delete_image(self, order: CloneOrder) -> None:
-        """What failed first is what is to be told: this only logs."""
-        where = f"the volume {order.volume} in pool {order.pool} is half made and stays"
-        with trio.move_on_after(_UNDO_SECONDS) as scope:
-            scope.shield = True
-            try:
-                await trio.to_thread.run_sync(
-                    self._rbd.delete,
-                    order.pool,
-                    order.volume,
-                    limiter=_limiter,
-                    abandon_on_cancel=True,
-                )
-            except errors.LibvirtError as error:
-                log.error("%s: %s; delete it with virsh vol-delete", where, error)
-        if scope.cancelled_caught:
-            log.error("%s: libvirt did not delete it in %.0f s", where, _UNDO_SECONDS)
 
     async def _refuse_users(self, path: Path) -> None:
         users = await self._users_of(path)
@@ -275,10 +240,14 @@ class Clones:
         path: Path,
         size: int,
         new_size: int | None,
+        *,
         replaced: bool,
+        mark: str | None,
     ) -> str:
         new = await _run(disk.NewDisk, path.parent)
         try:
+            if mark is not None:
+                await _run(new.mark, mark)
             how = "overlay"
             if source is None:
                 backing = self._directory / template.file_name
