@@ -1,4 +1,4 @@
-"""What templates and their versions may be called. Pure."""
+"""What templates, their versions and deployed domains may be called. Pure."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ def validate_template_name(name: str) -> str:
         raise errors.InvalidValueError(
             f"{name[:140]!r} cannot be a template's name: use 1 to 128 letters, digits and "
             "._-+, starting with a letter or digit"
+        )
+    return name
+
+
+# A domain's name that ddfs gives is also that of files, of libvirt's own beside ours, and of a host
+# in the guest.
+_MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
+
+
+def validate_machine_name(name: str) -> str:
+    """*name* itself, if a domain that is deployed may be called so."""
+    if _MACHINE.fullmatch(name) is None:
+        raise errors.InvalidValueError(
+            f"{name[:140]!r} cannot be a domain's name here: use 1 to 63 of a-z, A-Z, 0-9 and "
+            "._+-, starting with a letter or digit"
         )
     return name
 

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "gate": {"errors", "model", "image", "spool", "templates"},
     "clone": {"errors", "model", "image", "templates"},
     "changes": {"errors", "model", "templates", "fuse"},
-    "deploy": {"errors", "model", "image", "templates", "clone"},
+    "deploy": {"errors", "names", "model", "image", "templates", "clone"},
     "fuse": {"errors", "model", "spool", "templates"},
     "keeping": {"errors", "model", "image"},
     "control": {

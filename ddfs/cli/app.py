@@ -108,7 +108,9 @@ def fetch(
     ] = None,
     seeds: Annotated[
         list[str] | None,
-        typer.Option("--seed", metavar="FILE", help="May have parts of it; may be repeated."),
+        typer.Option(
+            "--seed", metavar="FILE", help="A file that may have parts of it. Repeatable."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -20,10 +20,22 @@ import typer
 
 from ddfs import errors
 from ddfs.cli import hosts, output, waiting
+from ddfs.cli.deploy_options import (
+    ArchOption,
+    DiskSizeOption,
+    MemoryOption,
+    NetworkOption,
+    PoolOption,
+    UntestedOption,
+    UserDataOption,
+    VcpusOption,
+    XmlOption,
+)
 from ddfs.cli.disks import TemplateArgument, parse_size
 from ddfs.cli.session import JsonOption, Session, session_of
 from ddfs.control.deploy_messages import Deploy, DeployedDomain
 from ddfs.model import MiB, SpoolState
+from ddfs.names import validate_machine_name
 
 if TYPE_CHECKING:
     from ddfs.control.client import Client
@@ -48,31 +60,19 @@ def deploy(
     machine: Annotated[str, typer.Option("--name", metavar="VM", help="The new domain's name.")],
     only_on: Annotated[
         list[str] | None,
-        typer.Option("--host", metavar="HOST", help="Only there; of [host.HOST]. Repeatable."),
+        typer.Option(
+            "--host", metavar="HOST", help="Try only this one of the settings' hosts. Repeatable."
+        ),
     ] = None,
-    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="As 2G; 1G.")] = None,
-    vcpus: Annotated[int | None, typer.Option(metavar="N", help="Processors; 1.")] = None,
-    disk_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="As 20G; the template's.")
-    ] = None,
-    pool: Annotated[
-        str | None, typer.Option(metavar="POOL", help="Where its disk goes; default.")
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option(metavar="NET", help="A network of libvirt, or none; default.")
-    ] = None,
-    arch: Annotated[
-        str | None, typer.Option(metavar="ARCH", help="As x86_64; whatever the host has.")
-    ] = None,
-    user_data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For cloud-init in the guest.")
-    ] = None,
-    xml: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A domain's XML to fill in.")
-    ] = None,
-    untested: Annotated[
-        bool, typer.Option("--untested", help="Also into a pool of type rbd.")
-    ] = False,
+    memory: MemoryOption = None,
+    vcpus: VcpusOption = None,
+    disk_size: DiskSizeOption = None,
+    pool: PoolOption = None,
+    network: NetworkOption = None,
+    arch: ArchOption = None,
+    user_data: UserDataOption = None,
+    xml: XmlOption = None,
+    untested: UntestedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a domain from a template and start it, on the first host that can run it.
@@ -82,6 +82,7 @@ def deploy(
     made there is taken back, and the next one is tried.
     """
     session = session_of(context)
+    validate_machine_name(machine)
     name = hosts.template_name(session, name)
     request = Deploy(
         template=name,

@@ -31,7 +31,9 @@ def attach(
     context: typer.Context,
     domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="The domain's name.")],
     name: TemplateArgument,
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Its place: sda, vdb …")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="Its place in the domain, as sda or vdb.")
+    ],
     persistent: Annotated[
         bool, typer.Option("--persistent", help="Also for its next starts.")
     ] = False,
@@ -66,11 +68,11 @@ def clone(
     name: TemplateArgument,
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="The new volume's name.")],
     pool: Annotated[
-        str | None, typer.Option(metavar="POOL", help="A storage pool of libvirt; default.")
+        str | None, typer.Option(metavar="POOL", help="A pool of libvirt. Unless told: default.")
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="The disk's size, as 20G; the template's, or more."),
+        typer.Option(metavar="SIZE", help="The disk's size, as 20G: the template's or more."),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="A copy that needs the template no more.")

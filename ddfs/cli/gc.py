@@ -30,7 +30,9 @@ def gc(
     ] = False,
     unused_for: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="Keep what was used since then, as 12h or 30d."),
+        typer.Option(
+            metavar="DURATION", help="Keep what was used within that time, as 12h or 30d."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,7 +89,9 @@ def _set(context: typer.Context, names: list[str], pinned: bool, as_json: bool) 
 
 def forget(
     context: typer.Context,
-    host: Annotated[str, typer.Argument(help="Its name or its id, as ddfs gc shows it.")],
+    host: Annotated[
+        str, typer.Argument(metavar="HOST", help="Its name or its id, as ddfs gc shows it.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Forget a host that shared a primary storage with this one and is gone for good.

@@ -24,7 +24,7 @@ group = typer.Typer(help="Make and show metalink documents.", rich_markup_mode=N
 @group.command(epilog="Example: ddfs metalink make a.qcow2 --url https://example.org/a.qcow2")
 def make(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file that the mirrors serve.")],
-    url: Annotated[list[str], typer.Option(help="A mirror; the first is the best.")],
+    url: Annotated[list[str], typer.Option(metavar="URL", help="A mirror; the first is the best.")],
     piece_length: Annotated[
         int | None, typer.Option(metavar="BYTES", help="How long its pieces are.")
     ] = None,

@@ -16,7 +16,7 @@ group = typer.Typer(help="The libvirt pool on the mount.", rich_markup_mode=None
 @group.command(epilog="Example: ddfs pool define --name templates")
 def define(
     context: typer.Context,
-    name: Annotated[str | None, typer.Option(help="Its name in libvirt.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Its name in libvirt.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Define and start the pool; one that is there already on this path is adopted."""

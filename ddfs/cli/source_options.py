@@ -40,5 +40,8 @@ FileOption = Annotated[
     ),
 ]
 UnverifiedOption = Annotated[
-    bool, typer.Option("--unverified", help="Take what comes, and only that from then on.")
+    bool,
+    typer.Option(
+        "--unverified", help="Without any hash: take what comes, and only that from then on."
+    ),
 ]

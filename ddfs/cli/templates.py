@@ -237,7 +237,9 @@ def prefetch(
     ] = True,
     seeds: Annotated[
         list[str] | None,
-        typer.Option("--seed", metavar="FILE", help="May have parts of it; may be repeated."),
+        typer.Option(
+            "--seed", metavar="FILE", help="A file that may have parts of it. Repeatable."
+        ),
     ] = None,
     primary: PrimaryOption = None,
     as_json: JsonOption = False,

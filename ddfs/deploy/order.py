@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ddfs import errors
 from ddfs.model import MiB, RbdPool
-
-# A name is also that of files, of libvirt's own beside ours, and of a host in the guest.
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
+from ddfs.names import validate_machine_name
 
 # cloud-init itself takes 16 KiB from many clouds; more than this is no configuration.
 MAX_USER_DATA_BYTES: Final = MiB
@@ -45,11 +42,7 @@ class DeployOrder:
     untested: bool = False
 
     def __post_init__(self) -> None:
-        if _NAME.fullmatch(self.name) is None:
-            raise errors.InvalidValueError(
-                f"{self.name[:140]!r} cannot be a domain's name here: use 1 to 63 of a-z, A-Z, 0-9 "
-                "and ._+-, starting with a letter or digit"
-            )
+        validate_machine_name(self.name)
         if self.memory_mib is not None and not MIN_MEMORY_MIB <= self.memory_mib <= MAX_MEMORY_MIB:
             raise errors.InvalidValueError(
                 f"memory: {self.memory_mib} MiB cannot be; write {MIN_MEMORY_MIB}M or more"

@@ -82,6 +82,14 @@ def _url(mirror: Mirror) -> str:
     return f"    <url{attributes}>{escape(mirrors.to_uri(mirror.url))}</url>"
 
 
+def _usable(url: str, rank: int) -> str:
+    try:
+        return mirrors.to_uri(url)
+    except errors.InvalidValueError as error:
+        # It may have a login in it, and is not repeated.
+        raise errors.InvalidValueError(f"mirror number {rank}: {error}") from None
+
+
 def describe_file(
     path: Path, urls: Sequence[str], piece_length: int | None = None, *, name: str | None = None
 ) -> Manifest:
@@ -95,7 +103,7 @@ def describe_file(
     """
     if not urls:
         raise errors.InvalidValueError("a metalink needs at least one address of the file")
-    listed = [Mirror(mirrors.to_uri(url), rank) for rank, url in enumerate(urls, start=1)]
+    listed = [Mirror(_usable(url, rank), rank) for rank, url in enumerate(urls, start=1)]
     shown_name = names.validate_file_name(path.name if name is None else name)
     try:
         with open(path, "rb", buffering=0, opener=_open_regular) as file:

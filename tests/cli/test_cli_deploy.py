@@ -51,7 +51,15 @@ def test_deploy_asks_before_it_does_anything(ddfs: Ddfs, service: FakeService) -
 
 @pytest.mark.parametrize(
     "words",
-    [["--host", "nowhere"], ["--memory", "much"], ["--memory", "1"], ["--xml", "/no/such/file"]],
+    [
+        *(
+            ["--host", "nowhere"],
+            ["--memory", "much"],
+            ["--memory", "1"],
+            ["--xml", "/no/such/file"],
+        ),
+        *(["--name", "a b"], ["--name", "Grüße"], ["--vcpus", "0"]),
+    ],
 )
 def test_deploy_with_wrong_words(ddfs: Ddfs, words: list[str]) -> None:
     done = ddfs("deploy", "alpine", "--name", "vm1", *words)
