@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -177,8 +178,13 @@ def show_config(context: typer.Context, as_json: JsonOption = False) -> None:
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
-    if hasattr(value, "__dataclass_fields__"):
-        value = {name: getattr(value, name) for name in value.__dataclass_fields__}
+    """Each setting by its key in the file, and its value as it may stand there."""
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, config.Amount):
+        fields = value.__dataclass_fields__
+        # What is many here has the name of one there.
+        value = {"host" if name == "hosts" else name: getattr(value, name) for name in fields}
+    if isinstance(value, bool | tuple):
+        return [(prefix, json.dumps(value))]
     if not isinstance(value, dict):
         return [] if value is None else [(prefix, str(value))]
     pairs: list[tuple[str, str]] = []

@@ -110,7 +110,8 @@ def host_findings(session: Session) -> Iterator[Finding]:
         return
     yield from libvirt_sees(settings.mountpoint, LIBVIRT_HOOKS)
     for name, primary in settings.primary.items():
-        if primary.path is not None:
+        # That it is not there is said already.
+        if primary.path is not None and primary.path.is_dir():
             yield qemu_may_read(f"primary.{name} for QEMU", primary.path)
     yield qemu_may_read("mountpoint for QEMU", settings.mountpoint.parent)
     try:

@@ -78,12 +78,23 @@ def test_config_may_stand_anywhere(ddfs: Ddfs, tmp_path: Path) -> None:
     assert main.hoist_config(["a", "--", "--config", "b"]) == ["a", "--", "--config", "b"]
 
 
+def test_config_show_has_the_keys_and_values_of_the_file(ddfs: Ddfs, settings_file: Path) -> None:
+    text = settings_file.read_text()
+    more = '[host.far]\nsocket = "/far"\n[primary.more]\npath = "/more"\nquota = "80%"\n'
+    settings_file.write_text(f'{text}\n{more}[network]\nallow_networks = ["10.0.0.0/8"]\n')
+    fields = dict(line.split(maxsplit=1) for line in ddfs("config", "show").out.splitlines())
+    assert fields["host.far.socket"] == "/far"
+    assert fields["primary.more.quota"] == "80%"
+    assert fields["network.allow_networks"] == '["10.0.0.0/8"]'
+
+
 def test_config_show(ddfs: Ddfs, settings_file: Path, tmp_path: Path) -> None:
     out = ddfs("config", "show").out
     fields = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert fields["file"] == str(settings_file)
     assert fields["socket"] == f"{tmp_path}/ddfs.sock"
     assert fields["network.connections_per_host"] == "16"
+    assert (fields["primary.default.shared"], fields["network.allow_networks"]) == ("false", "[]")
     shown = json.loads(ddfs("config", "show", "--json").out)
     assert shown["primary"]["default"]["path"] == str(tmp_path)
     assert shown["gate"] == {"wait": 10.0, "then": "refuse"}
