@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
@@ -202,15 +203,33 @@ async def find_damaged(
     return sorted(damaged)
 
 
-def has_hole(fd: int, size: int) -> bool:
-    """Whether *size* bytes were not all written, or are not all there any more.
+async def holes_of(fd: int, size: int) -> frozenset[ByteRange]:
+    """What of the first *size* bytes is in no block of the file system: never written, written as
+    nothing but zeros where those are not stored, punched out, or cut off.
 
-    A file system that stores no zeros has holes as well.
+    Where nobody can tell, that is all of it.
     """
+    return await trio.to_thread.run_sync(_holes_of, fd, size, limiter=_THREADS)
+
+
+def _holes_of(fd: int, size: int) -> frozenset[ByteRange]:
+    found: list[ByteRange] = []
     try:
-        return os.fstat(fd).st_size < size or os.lseek(fd, 0, os.SEEK_HOLE) < size
+        end = min(size, os.fstat(fd).st_size)
+        if end < size:
+            found.append(ByteRange(end, size))
+        position = 0
+        while position < end and (start := os.lseek(fd, position, os.SEEK_HOLE)) < end:
+            try:
+                position = min(end, os.lseek(fd, start, os.SEEK_DATA))
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                position = end  # nothing but a hole from there on
+            found.append(ByteRange(start, position))
     except OSError:
-        return size > 0
+        return frozenset([ByteRange(0, size)] if size else [])
+    return frozenset(found)
 
 
 def _hash_range(fd: int, wanted: ByteRange, algorithm: HashAlgorithm) -> bytes:

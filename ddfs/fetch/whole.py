@@ -7,6 +7,7 @@ changed on disk, then, without piece hashes, what a liar sent (:mod:`blame`).
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Final, Protocol
@@ -22,11 +23,16 @@ from ddfs.fetch.events import WholeFileCompared
 from ddfs.fetch.hot import HOT_BYTES, HotPieces, HotRoom
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.target import Target
-from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, has_hole, hash_range
-from ddfs.model import Digest, HashAlgorithm, Manifest
+from ddfs.fetch.verify import FrontHasher, decisive, find_damaged, hash_range, holes_of
+from ddfs.model import ByteRange, Digest, HashAlgorithm, Manifest, MiB
 
 # Comparisons of the whole-file hash; between two of them only suspect ranges are fetched.
 MAX_COMPARISONS: Final = 3
+
+
+# Within a block of a file system somebody may cut a file off without leaving a hole. Those of ZFS
+# are the largest.
+MAX_BLOCK_BYTES: Final = 1 * MiB
 
 
 class Fetching(Protocol):
@@ -94,6 +100,11 @@ class WholeFile:
         self._has_earlier = target.has_journaled
         self._aside = Aside(target, self._grid)
         self._states = states
+        # How long the file was seen to be, its holes that were seen, and the pieces of which some
+        # may have become zeros: to be looked at.
+        self._length = 0
+        self._holes: frozenset[ByteRange] = frozenset()
+        self._suspects: set[int] = set()
         # Pieces that an earlier run left on disk.
         self._earlier: list[int] = []
         self._fetching = fetching
@@ -152,6 +163,7 @@ class WholeFile:
 
     def advance(self) -> None:
         """Pieces may be held that were not."""
+        self._note_length()
         front, count = self.front, len(self._states)
         while front < count and self._states[front] == HELD:
             front += 1
@@ -177,24 +189,23 @@ class WholeFile:
         """
         self._earlier = [piece for piece, state in enumerate(self._states) if state == HELD]
         for _ in range(MAX_COMPARISONS):
-            had_hole = await self._complete()
+            await self._complete()
             # Seconds on a slow disk, in which somebody may cut the file off.
             await self._fetching.commit()
-            if had_hole or not has_hole(self._fd, self._grid.size):
+            if not await self._was_cut():
                 return
         raise errors.StorageError(
             "the partial file is cut off again and again; end what else writes to it"
         )
 
-    async def _complete(self) -> bool:
-        """Until it is complete and right; whether it has holes all the same."""
+    async def _complete(self) -> None:
+        """Until it is complete and right."""
         await self._gather()
         await self._restore_cut()
         # Nothing else looks at what an earlier run left.
         unread = self._earlier if self._has_earlier and not self.digests else []
         if await self._mend(unread):
             await self._gather()
-        had_hole = has_hole(self._fd, self._grid.size)
         try:
             while self.digests and not self._compare():
                 await self._repair()
@@ -204,7 +215,6 @@ class WholeFile:
             raise
         finally:
             self._aside.close()
-        return had_hole
 
     async def _gather(self) -> None:
         """Until all pieces are here; the hash follows the front meanwhile."""
@@ -298,23 +308,48 @@ class WholeFile:
         return bool(damaged)
 
     async def _restore_cut(self) -> None:
-        """Fetch what this run brought once more where somebody cut the file off since.
+        """Fetch once more what somebody cut off or punched out since it came.
 
         Pieces are hashed in memory as they come: the hashes would still be right.
         """
-        if not self._has_earlier or not has_hole(self._fd, self._grid.size):
+        if not await self._was_cut():
             return
-        # What an earlier run left is read back for the hash of the whole file, if there is one.
-        earlier = set(self._earlier) if self.digests else set()
-        fresh = [piece for piece in range(self._grid.count) if piece not in earlier]
+        pieces = sorted(self._suspects)
+        self._suspects.clear()
         # From here on the file counts, and nothing that was in memory.
         self.hot.close()
-        self._is_stale = True
-        if unknown := [piece for piece in fresh if not self._expected(piece)]:
+        if unknown := [piece for piece in pieces if not self._expected(piece)]:
             await self._fetching.fetch_again(dict.fromkeys(unknown, frozenset()))
             await self._fetching.wait_complete()
-        await self._mend(fresh)
+        await self._mend(pieces)
         await self._gather()
+
+    async def _was_cut(self) -> bool:
+        """Whether there are suspects, by now.
+
+        Those are the pieces at holes that were not there, and not right all the same, before.
+        """
+        if self._has_earlier:
+            self._note_length()
+            holes = await holes_of(self._fd, self._grid.size)
+            for hole in holes - self._holes:
+                self._suspect(hole.start, hole.end)
+            self._holes = holes
+        return bool(self._suspects)
+
+    def _note_length(self) -> None:
+        """Notice a cut before it is written over.
+
+        Nobody knows then where it was: the rest of its block is zeros, and no hole.
+        """
+        length = os.fstat(self._fd).st_size
+        if length < self._length and self._has_earlier:
+            self._suspects.update(range(self._grid.count))
+        self._length = length
+
+    def _suspect(self, start: int, end: int) -> None:
+        around = ByteRange(max(0, start - MAX_BLOCK_BYTES), end + MAX_BLOCK_BYTES)
+        self._suspects.update(self._grid.pieces_under(around))
 
     def _expected(self, piece: int) -> bytes:
         return self._pieces[piece] if self._pieces is not None else self._inquest.digests[piece]

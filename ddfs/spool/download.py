@@ -82,7 +82,7 @@ async def download(
             if pinned is not None:
                 pinned(digest)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_finish, partial, destination)
+            await trio.to_thread.run_sync(_finish, partial, report.size, destination)
     finally:
         partial.close()
     return report
@@ -118,16 +118,17 @@ def _refuse_without_room(destination: Path, manifest: Manifest, partial: Partial
         )
 
 
-def _finish(partial: PartialFile, destination: Path) -> None:
+def _finish(partial: PartialFile, size: int, destination: Path) -> None:
     """Durable data, then its name, which is taken from nobody, then no journal."""
     umask = os.umask(0)
     os.umask(umask)
     with storage_errors(destination):
         os.fchmod(partial.fd, _FINAL_MODE & ~umask)
         os.fsync(partial.fd)
-        if not _is_still_at(partial.path, partial.fd):
+        if not _is_still_at(partial.path, partial.fd) or os.fstat(partial.fd).st_size != size:
             raise errors.StorageError(
-                f"{partial.path}: was deleted or replaced while it was written; fetch again"
+                f"{partial.path}: was deleted or replaced or cut off while it was written; "
+                "fetch again"
             )
         _rename_without_replacing(partial, destination)
         sync_directory(destination.parent)

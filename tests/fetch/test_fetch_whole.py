@@ -19,7 +19,7 @@ from ddfs.fetch.events import WholeFileCompared
 from ddfs.fetch.hot import HotRoom
 from ddfs.fetch.pieces import HELD
 from ddfs.fetch.whole import WholeFile
-from ddfs.model import MiB
+from ddfs.model import Digest, HashAlgorithm, MiB
 
 CONTENT = random_bytes(3 * MiB + 77)
 
@@ -34,6 +34,7 @@ class OneMirror:
         self.content = content
         self.fd = os.open(path, os.O_RDWR)
         self.again: list[int] = []
+        self.waits = self.cut_at = 0
         self.events: list[WholeFileCompared] = []
         self.blamed: list[int] = []
         self.whole: WholeFile
@@ -47,11 +48,19 @@ class OneMirror:
         self.whole.advance()
         return plan
 
+    def cut(self, length: int) -> None:
+        """As somebody does who has the file's name."""
+        os.ftruncate(self.fd, length)
+        os.ftruncate(self.fd, len(CONTENT))
+
     def observe(self, event: WholeFileCompared) -> None:
         self.events.append(event)
 
     async def wait_complete(self) -> None:
         await trio.lowlevel.checkpoint()
+        self.waits += 1
+        if self.waits == self.cut_at:
+            self.cut(0)
 
     async def fetch_again(self, plan: Plan) -> None:
         await trio.lowlevel.checkpoint()
@@ -129,3 +138,46 @@ async def test_the_same_wrong_bytes_again_are_an_error(tmp_path):
             await mirror.whole.see_through()
         assert mirror.again == list(range(mirror.grid.count))
         assert [event.ok for event in mirror.events] == [False]
+
+
+@pytest.mark.parametrize("at", range(2, 8))
+async def test_a_cut_is_noticed_while_another_one_is_mended(tmp_path, at):
+    with one_mirror(tmp_path / "partial", CONTENT) as mirror:
+        for piece in range(mirror.grid.count):
+            mirror.bring(piece)
+        mirror.cut(MiB)
+        mirror.cut_at = at
+        await mirror.whole.see_through()
+        assert (tmp_path / "partial").read_bytes() == CONTENT
+        assert mirror.blamed == []
+
+
+async def test_a_cut_within_a_block_that_is_written_over_is_noticed(tmp_path):
+    """It leaves no hole: the rest of the block is zeros."""
+    with one_mirror(tmp_path / "partial", CONTENT) as mirror:
+        mirror.cut(0)
+        mirror.whole.advance()
+        mirror.bring(0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mirror.whole.see_through)
+            while mirror.whole._follower.position < MiB:
+                await trio.sleep(0.01)
+            os.ftruncate(mirror.fd, MiB - 100)
+            for piece in range(1, mirror.grid.count):
+                mirror.bring(piece)
+        assert (tmp_path / "partial").read_bytes() == CONTENT
+        assert mirror.again == [0]
+
+
+async def test_what_is_a_hole_and_right_is_not_fetched_again(tmp_path):
+    """Some file systems store no zeros, and a seed has its own holes."""
+    with one_mirror(tmp_path / "partial", bytes(len(CONTENT))) as mirror:
+        zeros = hashlib.sha256(bytes(len(CONTENT))).hexdigest()
+        mirror.whole.digests = (Digest(HashAlgorithm.SHA256, zeros),)
+        mirror.whole._follower = mirror.whole._new_follower()
+        for piece in range(mirror.grid.count):
+            mirror.bring(piece)
+        mirror.cut(0)
+        await mirror.whole.see_through()
+        assert mirror.again == []
+        assert [event.ok for event in mirror.events] == [True]
