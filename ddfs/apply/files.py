@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from ddfs import errors
 from ddfs.apply.lines import key_lines, line_of
-from ddfs.declaration import Declaration, problems_of
+from ddfs.declaration import PATH_KEYS, Declaration, problems_of
 from ddfs.model import MiB
 from ddfs.names import validate_template_name
 
@@ -30,11 +30,6 @@ from ddfs.names import validate_template_name
 MAX_FILE_BYTES: Final = 8 * MiB
 
 _TABLE: Final = "template"
-
-# Keys that name a file of this host.
-_PATH_KEYS: Final = frozenset(
-    {"keyring", "headers_file", "netrc_file", "token_file", "client_cert", "client_key", "ca_file"}
-)
 
 _SYNTAX: Final = re.compile(r"\(at line (\d+), column \d+\)|\(at end of document\)")
 
@@ -148,7 +143,7 @@ def _with_paths(plain: Mapping[str, Any], file: str) -> dict[str, Any]:
     for key, value in plain.items():
         if not isinstance(value, str):
             continue
-        is_path = key in _PATH_KEYS or (key == "source" and "://" not in value)
+        is_path = key in PATH_KEYS or (key == "source" and "://" not in value)
         if is_path and value:
             result[key] = os.path.normpath(os.path.join(directory, value))
     return result
