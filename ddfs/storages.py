@@ -140,6 +140,7 @@ def _host_id(state_dir: Path) -> str:
                 # A lost id would leave the old one behind as a host that answers no more.
                 os.fsync(file.fileno())
             fresh.replace(path)
+            kernel.sync_directory(path.parent)
         text = path.read_text().strip()
     except OSError as error:
         raise errors.StorageError(f"{path}: {error.strerror}") from error
