@@ -31,7 +31,7 @@ _WORDS: Final = 10
 class Records:
     """What comes over one connection. Only for the thread that uses its socket."""
 
-    __slots__ = ("_connection", "_failure", "_read", "_sock")
+    __slots__ = ("_connection", "_failure", "_kept", "_read", "_sock")
 
     def __init__(
         self, sock: ssl.SSLSocket, read: Callable[[int, Any, int], int], connection: int
@@ -40,6 +40,7 @@ class Records:
         self._read = read
         self._connection = connection
         self._failure: OSError | None = None
+        self._kept = b""
 
     def read_into(self, view: memoryview) -> int:
         """Bytes that are here already, into *view*, which is not empty; how many.
@@ -51,6 +52,9 @@ class Records:
 
         if self._failure is not None:
             raise self._failure
+        if self._kept:
+            view[:1], self._kept = self._kept, b""
+            return 1
         count = min(len(view), VISIT_BYTES)
         start = ctypes.byref(ctypes.c_char.from_buffer(view))
         count = self._read(self._connection, start, count)
@@ -60,8 +64,12 @@ class Records:
         return abs(count)
 
     def _reason(self) -> OSError | None:
+        """Why the connection is broken; None if it is not, and what that took is kept."""
         try:
-            self._sock.recv_into(bytearray(1))
+            # An error that somebody else left to this thread looks like one of this connection.
+            self._kept = self._sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
         except OSError as error:
             return error
         return None

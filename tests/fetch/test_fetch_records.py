@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import trustme
@@ -152,6 +153,29 @@ def test_a_wrong_record_is_none_and_no_other_connection_suffers():
         assert read_all(other_found, 100) == b"well"
         with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac"):
             found.read_into(memoryview(bytearray(100)))
+
+
+@compiled
+@pytest.mark.parametrize("more_is_there", [True, False])
+def test_an_error_of_somebody_else_loses_no_byte(more_is_there):
+    with connected() as (client, server):
+        server.send(b"first")
+        rest = server.encrypted(b"rest")
+
+        def blamed(connection: int, start: Any, count: int) -> int:
+            """As when OpenSSL has an older error for the thread, and the rest comes just then."""
+            if more_is_there:
+                server.raw.sendall(rest)
+            return -genuine._read(connection, start, 5)
+
+        genuine = readable(client)
+        found, buffer = Records(client, blamed, genuine._connection), bytearray(100)
+        assert found.read_into(memoryview(buffer)) == 5
+        assert buffer[:5] == b"first"
+        if not more_is_there:
+            server.raw.sendall(rest)
+        found._read = genuine._read
+        assert read_all(found, 100) == b"rest"
 
 
 @compiled
