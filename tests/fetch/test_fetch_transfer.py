@@ -143,7 +143,8 @@ async def test_a_reader_is_served_before_the_rest_of_the_file(tmp_path):
                 with trio.fail_after(90):
                     while not transfer.is_verified(last):
                         await trio.sleep(0.01)
-                assert order.index(PIECES - 1) < PIECES - 4
+                # Without anybody who wants it, it is one of the last.
+                assert order.index(PIECES - 1) < PIECES // 2
                 nursery.cancel_scope.cancel()
 
 
