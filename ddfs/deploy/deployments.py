@@ -93,12 +93,14 @@ class Deployments:
         self._templates = templates
         self._hypervisor = hypervisor
         self._notes = Notes(directory)
-        self._places = Places(disks, pools, images, self._notes)
+        self._places = Places(disks, pools, images, self._notes, self._settle)
         self._judge = Judge(templates, self._places, hypervisor, pool_is_active, most_bytes)
         self._one = trio.Lock()
         self._attempts: dict[str, _Attempt] = {}
         self._lent: dict[str, _Lent] = {}
         self._left: dict[str, _Left] = {}
+        # The UUIDs of all that this daemon has begun: their notes are no dead one's.
+        self._begun: set[str] = set()
         # By UUID: what is being taken back now.
         self._undoing: dict[str, trio.Event] = {}
 
@@ -136,7 +138,7 @@ class Deployments:
                     f"{template.file_name} is not here; run: ddfs prefetch {template.exact_name}"
                 )
             await self._refuse_taken(order.name)
-            traces = Traces(order.name, str(uuid.uuid4()), order.pool)
+            traces = self._traces(order.name, order.pool)
             try:
                 made = await self._make(order, template.exact_name, traces)
             except BaseException:
@@ -165,8 +167,24 @@ class Deployments:
 
     def undoing(self, pool: str, volume: str) -> Undo:
         """What takes back a *volume* in *pool* of no deployment, should it stay half made."""
-        traces = Traces(f"volume {volume}", str(uuid.uuid4()), pool)
-        return _Lone(traces, self._notes, self._take_back)
+        traces = self._traces(f"volume {volume}", pool)
+        return _Lone(traces, self._notes, self._settle, self._take_back)
+
+    def _traces(self, name: str, pool: str) -> Traces:
+        traces = Traces(name, str(uuid.uuid4()), pool)
+        self._begun.add(traces.uuid)
+        return traces
+
+    async def _settle(self, pool: str, image: str) -> None:
+        """What is still to be deleted under a name must not be what is made there now."""
+        for left in list(self._left.values()):
+            if left.traces.pool == pool and image in left.traces.images:
+                await self._take_back(left.traces, left.token)
+                if left.traces.uuid in self._left:
+                    raise errors.NameTakenError(
+                        f"a volume {image} in pool {pool} is still to be taken back; the daemon's "
+                        "log says what is in the way"
+                    )
 
     # -- lent ------------------------------------------------------------------------------
 
@@ -229,10 +247,8 @@ class Deployments:
             await trio.sleep(_LOOK_SECONDS)
 
     async def _recover(self) -> None:
-        # Else the note of one that has just begun would be among them.
+        # What begins then knows what is left of an earlier one of its name.
         async with self._one:
-            # Before they are read: the note of one that is confirmed meanwhile may be among them.
-            known = {lent.traces.uuid for lent in self._lent.values()} | self._left.keys()
             try:
                 found, broken = await _run(self._notes.read)
             except errors.StorageError as error:
@@ -240,9 +256,9 @@ class Deployments:
             for line in broken:
                 log.error("%s", line)
             for traces in found:
-                if traces.uuid not in known:
+                if traces.uuid not in self._begun:
                     name = traces.name
-                    log.warning("%s: its deployment was interrupted, and is taken back", name)
+                    log.warning("%s: an earlier daemon died over it; it is taken back", name)
                     self._left[traces.uuid] = _Left(traces, None)
 
     async def _take_back(self, traces: Traces, token: str | None) -> None:
@@ -286,9 +302,10 @@ class _Lone(Noted):
         self,
         traces: Traces,
         notes: Notes,
+        settle: Callable[[str, str], Awaitable[None]],
         take_back: Callable[[Traces, str | None], Awaitable[None]],
     ) -> None:
-        super().__init__(traces, notes)
+        super().__init__(traces, notes, settle)
         self._take_back = take_back
 
     async def keep(self) -> None:

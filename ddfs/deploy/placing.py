@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -39,13 +39,25 @@ _limiter = trio.CapacityLimiter(1)
 
 
 class Places:
-    """Makes them in libvirt's pools, and takes them back."""
+    """Makes them in libvirt's pools, and takes them back.
 
-    def __init__(self, disks: Disks, pools: Pools, images: Images, notes: Notes) -> None:
+    *settle* sees to it that nothing is to be deleted any more under the name of an image, given
+    its pool and name.
+    """
+
+    def __init__(
+        self,
+        disks: Disks,
+        pools: Pools,
+        images: Images,
+        notes: Notes,
+        settle: Callable[[str, str], Awaitable[None]],
+    ) -> None:
         self._disks = disks
         self._pools = pools
         self._images = images
         self._notes = notes
+        self._settle = settle
 
     async def obstacles(self, order: DeployOrder, template: Template | None) -> list[str]:
         """Why nothing can be made there; raises :class:`errors.DdfsError` likewise."""
@@ -83,7 +95,7 @@ class Places:
         # The version that was looked at: a newer one may come meanwhile.
         clone = CloneOrder(template, disk.name, order.pool, order.disk_size, mark=traces.uuid)
         with _unless_taken(traces, disk):
-            await self._disks.make(clone, Noted(traces, self._notes))
+            await self._disks.make(clone, Noted(traces, self._notes, self._settle))
         seed = None
         if order.user_data is not None:
             seed = directory / f"{order.name}-seed.iso"
@@ -106,7 +118,7 @@ class Places:
         if not order.untested:
             raise errors.InvalidValueError(_untested(order.pool))
         disk, seed = _images_of(order)
-        noted = Noted(traces, self._notes)
+        noted = Noted(traces, self._notes, self._settle)
         clone = CloneOrder(template, disk, order.pool, order.disk_size, full=True)
         await self._disks.make(clone, noted)
         if order.user_data is None:
@@ -166,12 +178,16 @@ class Places:
 class Noted:
     """Implements :class:`ddfs.clone.Undo` by the note of a deployment, which takes it back."""
 
-    def __init__(self, traces: Traces, notes: Notes) -> None:
+    def __init__(
+        self, traces: Traces, notes: Notes, settle: Callable[[str, str], Awaitable[None]]
+    ) -> None:
         self.traces = traces
         self.notes = notes
+        self._settle = settle
 
     async def announce(self, image: str) -> None:
-        """Durable when it returns."""
+        """Durable when it returns; :class:`errors.NameTakenError` for what is to be deleted yet."""
+        await self._settle(self.traces.pool, image)
         self.traces.images[image] = ANNOUNCED
         await _run(self.notes.write, self.traces)
 

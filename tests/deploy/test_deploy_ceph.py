@@ -291,6 +291,44 @@ async def test_a_copy_that_fails_leaves_nothing(lab: Lab) -> None:
     assert lab.left == (0, [], 0)
 
 
+async def test_what_is_to_be_deleted_yet_is_not_what_is_made_under_its_name(
+    lab: Lab, mock_clock: MockClock, nursery: Any
+) -> None:
+    lab.qemu_img("exit 1")
+    lab.ceph.is_busy = True
+    with pytest.raises(errors.StorageError):
+        await copy(lab, lab.deployments.undoing("ceph", "v"))
+    assert lab.left == (0, ["v"], 1)
+    lab.qemu_img("exit 0")
+    # Somebody has deleted it by hand; but as long as it is not known to be gone …
+    del lab.ceph.images["v"]
+    with pytest.raises(errors.NameTakenError, match="v in pool ceph is still to be taken back"):
+        await copy(lab, lab.deployments.undoing("ceph", "v"))
+    lab.ceph.is_busy = False
+    await copy(lab, lab.deployments.undoing("ceph", "v"))
+    nursery.start_soon(lab.deployments.run)
+    mock_clock.jump(2 * UNDO_AGAIN_SECONDS)
+    await wait_all_tasks_blocked(0.05)
+    assert lab.left == (0, ["v"], 0)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_copy_that_begins_while_the_daemon_starts_is_not_taken_for_a_dead_ones(
+    lab: Lab, mock_clock: MockClock, nursery: Any
+) -> None:
+    undo = lab.deployments.undoing("ceph", "v")
+    await undo.announce("v")
+    lab.ceph.create("ceph", "v", SIZE)
+    await undo.made("v")
+    nursery.start_soon(lab.deployments.run)
+    mock_clock.jump(UNDO_AGAIN_SECONDS)
+    await wait_all_tasks_blocked(0.05)
+    assert lab.left == (0, ["v"], 1)
+    await undo.keep()
+    assert lab.left == (0, ["v"], 0)
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_daemon_that_dies_while_it_deletes_touches_nothing_afterwards(
     lab: Lab, mock_clock: MockClock, nursery: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
