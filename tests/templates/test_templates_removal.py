@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,13 @@ import trio.testing
 
 from ddfs import errors
 from ddfs.declaration import Declaration
-from ddfs.model import ImageFormat, Template
+from ddfs.model import ImageFormat, Manifest, Template
+from ddfs.source import Head
 from ddfs.spool.rest import Demand
 from ddfs.templates import Templates
+from ddfs.templates.first_look import Seen
+from ddfs.templates.recorder import Resolved
+from ddfs.templates.templates import Registration
 from tests.mirrorlab.mirrorlab import MirrorLab
 from tests.spool.test_spool_spool import CONTENT, World, manifest_of, world
 
@@ -36,12 +43,36 @@ class Catalogue:
         self._removing()
         return self._template
 
+    def add_template(self, *, name: str, **_: object) -> Template:
+        return replace(self._template, row=2, name=name)
+
 
 class Heads:
-    """None."""
+    """In memory."""
 
-    def remove(self, _content_id: str) -> None:
-        pass
+    def __init__(self) -> None:
+        self.stored: dict[str, bytes] = {}
+
+    def put(self, content_id: str, data: bytes) -> None:
+        self.stored[content_id] = data
+
+    def remove(self, content_id: str) -> None:
+        self.stored.pop(content_id, None)
+
+
+class FirstLook:
+    """Sees what is there."""
+
+    async def at(self, manifest: Manifest, *_: object) -> Seen:
+        return Seen(Head(CONTENT[:9], verified=False), manifest, Facts())
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a raw disk."""
+
+    format: ImageFormat = ImageFormat.RAW
+    virtual_size: int | None = None
 
 
 async def templates_of(host: World, url: str, removing: Callable[[], None]) -> Templates:
@@ -50,11 +81,14 @@ async def templates_of(host: World, url: str, removing: Callable[[], None]) -> T
         row=1, name="a", format=ImageFormat.RAW, content_id=order.content_id, size=order.size,
         virtual_size=None, source="x", added_at=1.0, head_is_verified=True, is_readable_early=True,
     )  # fmt: skip
-    parts: list[Any] = [Catalogue(template, removing), host.spool, Heads(), None, None, None]
+    heads = Heads()
+    heads.put(template.content_id, CONTENT[:9])
+    parts: list[Any] = [Catalogue(template, removing), host.spool, heads, None, None, None]
     templates = Templates(
         *parts, location=None, ledger_limiter=trio.CapacityLimiter(1),
         on_added=lambda _: None, on_removed=lambda _: None,
     )  # fmt: skip
+    templates._first_look = FirstLook()  # type: ignore[assignment]
     await templates.load()
     return templates
 
@@ -93,3 +127,30 @@ async def test_one_that_cannot_be_removed_stays(tmp_path: Path) -> None:
         templates.demand(template, Demand.HAND)
         with trio.fail_after(10):
             await templates.wait_published(template)
+
+
+async def test_a_name_that_comes_while_the_last_one_goes_has_a_head(tmp_path: Path) -> None:
+    async with MirrorLab() as lab, world(tmp_path) as host:
+        url = lab.mirror(CONTENT)
+        manifest = manifest_of(CONTENT, [url])
+        going, goes = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            going.set()
+            goes.wait(10)
+
+        templates = await templates_of(host, url, wait)
+
+        async def register() -> None:
+            asked: Any = Resolved(manifest, None)  # type: ignore[arg-type]
+            await templates.register(Registration("b", Declaration("x")), asked)
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(templates.remove, "a", purge=False))
+                await trio.to_thread.run_sync(going.wait)
+                nursery.start_soon(register)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                goes.set()
+        heads: Any = templates._heads
+        assert heads.stored == {templates.get("b").content_id: CONTENT[:9]}
