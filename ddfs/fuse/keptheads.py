@@ -43,13 +43,15 @@ class Head(NamedTuple):
     read: Callable[[int], bytes]
 
 
-# The kernel drops pages without a word, and those first that nobody has read yet. For so long
-# it is believed to have what it was given; a refresh of 100,000 files takes less.
-BELIEVED_SECONDS: Final = 30.0
+# The kernel drops pages without a word. For so long it is believed to have what it was given.
+# Giving it all again takes the CPU time that the refresh itself needs; a belief that is wrong costs
+# the rest of one answer to readdir, some hundred files: the first page that is missing ends it for
+# all.
+BELIEVED_SECONDS: Final = 3600.0
 
 
 class KeptHeads:
-    """Which heads the kernel was given a moment ago.
+    """Which heads the kernel was given a while ago.
 
     Called in the event loop; nothing blocks. The thread that writes does single operations on
     the two containers, each of which is atomic, so they need no lock.

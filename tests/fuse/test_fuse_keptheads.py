@@ -100,7 +100,7 @@ def test_what_cannot_be_stored_is_not_believed_to_be(cache: PageCache, notices: 
         assert not kept.is_needless(row)
 
 
-def test_nothing_is_believed_for_long(
+def test_nothing_is_believed_for_ever(
     cache: PageCache, notices: Notices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = KeptHeads(notices)
