@@ -161,7 +161,7 @@ class Client:
 
     def place(self, request: Place) -> None:
         """Fetches or copies templates to a primary storage."""
-        body = json.dumps(dataclasses.asdict(request)).encode()
+        body = _encoded(request)
         self._request("PUT", "/v1/places", body, SLOW_SECONDS)
 
     def take_stock(self, fix: bool) -> list[DifferenceStatus]:
@@ -171,12 +171,12 @@ class Client:
 
     def pin(self, request: Pin) -> None:
         """Pins or unpins."""
-        body = json.dumps(dataclasses.asdict(request)).encode()
+        body = _encoded(request)
         self._request("PUT", "/v1/pins", body, QUICK_SECONDS)
 
     def forget_host(self, host: str) -> None:
         """Forgets a host that shared a primary storage and is gone for good."""
-        body = json.dumps(dataclasses.asdict(ForgetHost(host))).encode()
+        body = _encoded(ForgetHost(host))
         self._request("POST", "/v1/hosts/forget", body, QUICK_SECONDS)
 
     def explain_gate(self, question: ExplainGate) -> GateReport:
@@ -274,7 +274,7 @@ class Client:
         message: Any = None,
         seconds: float = QUICK_SECONDS,
     ) -> T:
-        body = None if message is None else json.dumps(dataclasses.asdict(message)).encode()
+        body = None if message is None else _encoded(message)
         return self._decode(kind, self._request(method, path, body, seconds))
 
     def _decode(self, kind: type[T], answer: bytes) -> T:
@@ -322,6 +322,17 @@ class Client:
             return _connected(self._reader_path, seconds)
         except OSError as error:
             raise _down(self._reader_path) from error
+
+
+def _encoded(message: Any) -> bytes:
+    """As JSON. What is at its default is left out: an older daemon, on another host of a
+    deployment perhaps, refuses a key that it does not know.
+    """
+    plain = dataclasses.asdict(message)
+    for field in dataclasses.fields(message):
+        if field.default is not dataclasses.MISSING and plain[field.name] == field.default:
+            del plain[field.name]
+    return json.dumps(plain).encode()
 
 
 def _connected(path: Path, seconds: float) -> socket.socket:

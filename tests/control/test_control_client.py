@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from ddfs import errors
 from ddfs.control import problems
-from ddfs.control.client import Client
+from ddfs.control.client import Client, _encoded
 from ddfs.control.decode import decode
-from ddfs.control.messages import GateQuestion, TemplateStatus
+from ddfs.control.deploy_messages import Deploy
+from ddfs.control.messages import AddTemplate, GateQuestion, Names, TemplateStatus
 from tests.control.fake import FakeService, make_status, running
 
 
@@ -189,6 +190,14 @@ def test_decoding_anything_is_a_message_or_a_value_error(value: object, key: str
         except ValueError as error:
             outcome = str(error)
         assert isinstance(outcome, TemplateStatus) or str(outcome).startswith("answer")
+
+
+def test_an_older_daemon_sees_no_key_that_says_nothing() -> None:
+    sent = json.loads(_encoded(Deploy("t", "vm", vcpus=2)))
+    assert sent == {"template": "t", "name": "vm", "vcpus": 2}
+    sent = json.loads(_encoded(AddTemplate("t", "/s", headers=("A: b",), no_keyring=True)))
+    assert sent == {"name": "t", "source": "/s", "headers": ["A: b"], "no_keyring": True}
+    assert json.loads(_encoded(Names(("a",)))) == {"names": ["a"]}
 
 
 def test_the_client_imports_nothing_heavy() -> None:
