@@ -217,12 +217,8 @@ class Segment:
             stale = was_used and isinstance(error, ClosedEarlyError | ConnectionError)
             if self.position - before >= MIN_ATTEMPT_BYTES or (stale and self.position == before):
                 return Broken(message)
-            final = type(
-                error
-            ).__name__ == "SSLCertVerificationError" or "CERTIFICATE_REQUIRED" in (
-                str(getattr(error, "reason", ""))
-            )
-            return Failure(FailureKind.FINAL if final else FailureKind.TRANSIENT, message)
+            is_final = _is_about_certificates(error)
+            return Failure(FailureKind.FINAL if is_final else FailureKind.TRANSIENT, message)
         except ProtocolError as error:
             return Failure(FailureKind.FINAL, str(error))
         finally:
@@ -471,6 +467,12 @@ def storage_error(error: OSError) -> errors.HostError:
 
 def _final(message: str) -> Failure:
     return Failure(FailureKind.FINAL, message)
+
+
+def _is_about_certificates(error: Exception) -> bool:
+    """Whether one side has no use for the other's; told by name, for ssl is slow to import."""
+    reason = str(getattr(error, "reason", ""))
+    return type(error).__name__ == "SSLCertVerificationError" or "CERTIFICATE_REQUIRED" in reason
 
 
 def _describe(error: Exception) -> str:
