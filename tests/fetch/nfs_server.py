@@ -7,6 +7,7 @@ it is in a network of its own, where only what :meth:`Version3Server.run` runs c
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,10 +34,22 @@ _VERSION_3: Final = (
     .replace("NFS_Port = {port}", "NFS_Port = 2049")
 )
 
+# Whose option for it older ones refuse as unknown.
+_FIRST_WITH_FLUSHER: Final = 6
+
 # The portmapper's socket and the server's notes would lie in /run.
 _START_VERSION_3: Final = """
 mount -t tmpfs none /run && ip link set lo up && rpcbind -w && exec "$@"
 """
+
+
+def _for_its_release(configuration: str) -> str:
+    """Newer ones want a privilege that containers lack, unless they are told to do without."""
+    said = subprocess.run(["ganesha.nfsd", "-v"], capture_output=True, text=True, check=False)
+    release = re.search(r"V(\d+)\.", said.stdout + said.stderr)
+    if release is None or int(release[1]) < _FIRST_WITH_FLUSHER:
+        return configuration
+    return configuration.replace("{ NFS_Port", "{ allow_set_io_flusher_fail = true; NFS_Port")
 
 
 def why_not() -> str | None:
@@ -78,7 +91,8 @@ def nfs_server(work: Path) -> Iterator[NfsServer]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     configuration = work / "ganesha.conf"
-    configuration.write_text(_CONFIGURATION.format(port=port, work=work, export=export))
+    text = _CONFIGURATION.format(port=port, work=work, export=export)
+    configuration.write_text(_for_its_release(text))
     log = work / "log"
     process = subprocess.Popen(
         ["ganesha.nfsd", "-F", "-L", log, "-f", configuration, "-p", work / "pid"],
@@ -116,7 +130,7 @@ def version_3_server(work: Path) -> Iterator[Version3Server]:
     for path in (export, work / "recovery"):
         path.mkdir()
     configuration, log = work / "ganesha.conf", work / "log"
-    configuration.write_text(_VERSION_3.format(work=work, export=export))
+    configuration.write_text(_for_its_release(_VERSION_3.format(work=work, export=export)))
     apart = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     server = ("ganesha.nfsd", "-F", "-L", log, "-f", configuration, "-p", work / "pid")
     process = subprocess.Popen(
