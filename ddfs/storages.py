@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ from ddfs.primary.directory import DirectoryStorage
 from ddfs.primary.shared import SharedDirectoryStorage
 from ddfs.primary.volumes import VolumeStorage
 from ddfs.virt.volume_pool import VolumePool
+
+log = logging.getLogger(__name__)
+
+LIBVIRT_POOLS: Final = Path("/etc/libvirt/storage")
+KEPT_POOLS: Final = "pools"
 
 # Pools whose volumes are files of a directory.
 _OF_FILES: Final = frozenset({"dir", "fs", "netfs"})
@@ -80,7 +86,7 @@ def _has_volumes(name: str, chosen: PrimarySettings) -> bool:
     if kind is None:
         raise errors.ConfigError(
             f"primary.{name}.pool: libvirt has no pool {chosen.pool!r}; virsh pool-list --all "
-            "shows those there are"
+            "shows those there are, and ddfs doctor --fix defines again one that was in use"
         )
     if kind in _OF_FILES:
         if chosen.staging is not None:
@@ -108,9 +114,12 @@ def _storage(settings: Settings, name: str, path: Path) -> DirectoryStorage:
     keep_free = limits.keep_free.of if limits.keep_free else None
     if limits.pool is not None and _has_volumes(name, limits):
         _make_staging(path)
+        keep_definition(settings.state_dir, limits.pool)
         pool = VolumePool(settings.libvirt.uri, limits.pool)
         check = trio.from_thread.check_cancelled
         return VolumeStorage(name, path, pool, quota=quota, keep_free=keep_free, check=check)
+    if limits.pool is not None:
+        keep_definition(settings.state_dir, limits.pool)
     if not limits.shared:
         return DirectoryStorage(name, path, quota=quota, keep_free=keep_free)
     host_id = _host_id(settings.state_dir)
@@ -119,6 +128,25 @@ def _storage(settings: Settings, name: str, path: Path) -> DirectoryStorage:
 
 def _hint(kind: str) -> str:
     return ", and make disks from its templates in rbd: ddfs clone --full" if kind == "rbd" else ""
+
+
+def keep_definition(state_dir: Path, pool: str, source: Path = LIBVIRT_POOLS) -> None:
+    """Keep what libvirt's *pool* is, for the day on which somebody undefines it.
+
+    A pool that is not persistent has no definition, and one that cannot be kept is no reason not
+    to start.
+    """
+    kept = state_dir / KEPT_POOLS / f"{pool}.xml"
+    try:
+        text = (source / f"{pool}.xml").read_bytes()
+        if kept.exists() and kept.read_bytes() == text:
+            return
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = kept.with_suffix(".new")
+        fresh.write_bytes(text)
+        fresh.replace(kept)
+    except OSError as error:
+        log.info("the definition of pool %s is not kept: %s", pool, error)
 
 
 def _make_staging(path: Path) -> None:

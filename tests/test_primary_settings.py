@@ -87,3 +87,20 @@ def test_a_file_system_that_two_storages_are_on_is_counted_once(tmp_path: Path) 
     finally:
         for storage in both:
             storage.close()
+
+
+def test_a_pools_definition_is_kept_and_follows_libvirts(tmp_path: Path) -> None:
+    etc, state = tmp_path / "etc", tmp_path / "state"
+    etc.mkdir()
+    state.mkdir()
+    storages.keep_definition(state, "vg", etc)
+    kept = state / "pools" / "vg.xml"
+    assert not kept.exists()
+    for text in ("<pool>1</pool>", "<pool>2</pool>"):
+        (etc / "vg.xml").write_text(text)
+        storages.keep_definition(state, "vg", etc)
+        assert kept.read_text() == text
+    (etc / "vg.xml").unlink()
+    storages.keep_definition(state, "vg", etc)
+    assert kept.read_text() == "<pool>2</pool>"
+    assert [path.name for path in kept.parent.iterdir()] == ["vg.xml"]

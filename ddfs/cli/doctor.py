@@ -36,6 +36,9 @@ FAIL: Final = "fail"
 # The smallest of today's cloud images with room for one more.
 LOW_ROOM_BYTES: Final = 2 * GiB
 
+# In state_dir: the daemon's copies of pools' definitions (ddfs.storages; a test compares).
+KEPT_POOLS: Final = "pools"
+
 # virsh waits for a libvirtd that hangs; doctor does not.
 VIRSH_SECONDS: Final = 10.0
 
@@ -93,7 +96,7 @@ def examine(session: Session, fix: bool = False) -> Iterator[Finding]:
     yield hook(LIBVIRT_HOOKS, settings.templates_dir)
     for name, primary in settings.primary.items():
         if primary.path is None:
-            yield primary_pool(name, settings, _virsh)
+            yield primary_pool(name, settings, _virsh, is_mended=fix)
         else:
             yield primary_storage(name, primary.path)
     there = pool(settings, _virsh)
@@ -366,17 +369,46 @@ def _what_is_wrong(script: Path, templates_dir: Path) -> str | None:
 
 
 def primary_pool(
-    name: str, settings: config.Settings, virsh: Callable[[str, list[str]], str | None]
+    name: str,
+    settings: config.Settings,
+    virsh: Callable[[str, list[str]], str | None],
+    *,
+    is_mended: bool = False,
 ) -> Finding:
-    """Whether the libvirt pool that templates are stored in is active."""
+    """Whether the libvirt pool that templates are stored in is active; defined again where it
+    *is_mended* and the daemon has kept its definition. Never built: that deletes what is there.
+    """
     check, wanted = f"primary.{name}", settings.primary[name].pool or ""
     listed = virsh(settings.libvirt.uri, ["pool-list", "--name"])
     if listed is None:
         return Finding(check, WARN, f"libvirt cannot be asked about its pool {wanted}")
     if wanted not in map(str.strip, listed.splitlines()):
+        defined = virsh(settings.libvirt.uri, ["pool-list", "--all", "--name"])
+        if defined is not None and wanted not in map(str.strip, defined.splitlines()):
+            return _undefined_pool(check, wanted, settings, virsh if is_mended else None)
         text = f"libvirt's pool {wanted} is not active: virsh pool-start {shlex.quote(wanted)}"
         return Finding(check, FAIL, text)
     return Finding(check, OK, f"libvirt's pool {wanted} is active")
+
+
+def _undefined_pool(
+    check: str,
+    wanted: str,
+    settings: config.Settings,
+    virsh: Callable[[str, list[str]], str | None] | None,
+) -> Finding:
+    """What is to be done; with *virsh*, what came of doing it."""
+    kept = settings.state_dir / KEPT_POOLS / f"{wanted}.xml"
+    file = str(kept) if kept.exists() else "FILE"
+    commands = ["pool-define", file], ["pool-start", wanted]
+    if virsh is not None and kept.exists():
+        done = (virsh(settings.libvirt.uri, command) is not None for command in commands)
+        if all(done):
+            return Finding(check, OK, f"libvirt had no pool {wanted} any more, and has it again")
+    told = " && ".join(shlex.join(["virsh", *command]) for command in commands)
+    where = "" if kept.exists() else f"; FILE: a backup of /etc/libvirt/storage/{wanted}.xml"
+    text = f"libvirt has no pool {wanted} any more: {told}{where} (never pool-build: it deletes)"
+    return Finding(check, FAIL, text)
 
 
 def primary_storage(name: str, path: Path) -> Finding:

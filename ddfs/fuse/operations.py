@@ -133,7 +133,11 @@ class TemplateOperations(pyfuse3.Operations):
 
     @guarded
     async def readlink(self, inode: int, _ctx: Any) -> bytes:
-        """Where a published template is."""
+        """Where a published template is.
+
+        Whoever saw a link, and reads it when the template has been purged, gets EINVAL from the
+        kernel, as of any name that was a link a moment ago (readlink(2)): ``ls -l`` may say so.
+        """
         entry = self._entry(inode)
         target = entry.published_path
         if target is None or not inodes.is_link(inode):

@@ -116,7 +116,9 @@ class Collector:
             for primary, group in _by_primary(files):
                 sharing = self._sharing.get(primary)
                 if sharing is not None:
-                    for consent in await stack.enter_async_context(sharing.asked(group, 0.0)):
+                    # Whoever asks here does not see what was just begun there.
+                    asked = sharing.asked(group, self._grace_seconds)
+                    for consent in await stack.enter_async_context(asked):
                         _refuse(consent.file, consent.objection)
                         agreed = await stack.enter_async_context(sharing.committed(consent))
                         _refuse(consent.file, None if agreed else "used meanwhile")

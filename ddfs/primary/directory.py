@@ -133,12 +133,7 @@ class DirectoryStorage:
         first call gave it. Once the result is recorded, call ``discard``.
         Raises :class:`errors.NameTakenError` when a file that is not ours has the name.
         """
-        if (
-            name in ("", ".", "..")
-            or "/" in name
-            or "\0" in name
-            or partial.parent != self.partial_dir
-        ):
+        if partial.parent != self.partial_dir:
             raise ValueError(f"{partial} is not in {self.partial_dir}")
         with self._translated(f"cannot publish {name}"):
             published = publish.Publication(partial, self.path / publish.file_name(name)).run()

@@ -44,8 +44,7 @@ def mend(published: PublishedFile, mark: Path, source: int, ranges: Sequence[Byt
             is_known = False
             try:
                 for each in ranges:
-                    for start in range(each.start, each.end, _BLOCK_BYTES):
-                        _copy(source, target, start, min(_BLOCK_BYTES, each.end - start))
+                    copy_range(source, target, each)
                 os.ftruncate(target, published.size)
                 os.fdatasync(target)
             finally:
@@ -91,11 +90,19 @@ def _writable(path: str) -> Iterator[int]:
         os.close(reading)
 
 
-def _copy(source: int, target: int, start: int, length: int) -> None:
-    data = os.pread(source, length, start)
-    done = 0
-    while done < len(data):
-        done += os.pwrite(target, data[done:], start + done)
+def copy_range(source: int, target: int, wanted: ByteRange) -> None:
+    """All bytes of *wanted* from one descriptor to the same places of another; ``OSError``.
+
+    Both calls may do less than they are asked for (pread(2), pwrite(2)).
+    """
+    at = wanted.start
+    while at < wanted.end:
+        data = os.pread(source, min(_BLOCK_BYTES, wanted.end - at), at)
+        if not data:
+            raise OSError(errno.EIO, f"what it is mended with ends at byte {at}")
+        while data:
+            written = os.pwrite(target, data, at)
+            data, at = data[written:], at + written
 
 
 def _restore_time(fd: int, published: PublishedFile) -> None:

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 
 from ddfs import errors
 from ddfs.model import ByteRange, MiB, PublishedFile
-from ddfs.primary import device
+from ddfs.primary import device, mend
 from ddfs.primary.directory import DirectoryStorage
 from ddfs.primary.ownership import LABEL_LENGTH, OwnedVolume, Ownership
 from ddfs.primary.room import Ledger, Room
@@ -310,9 +310,7 @@ class VolumeStorage(DirectoryStorage):
             try:
                 with device.opened(published.path, os.O_RDWR) as target:
                     for each in ranges:
-                        for start in range(each.start, each.end, MiB):
-                            data = os.pread(source, min(MiB, each.end - start), start)
-                            os.pwrite(target, data, start)
+                        mend.copy_range(source, target, each)
                     device.settle(target)
             finally:
                 device.set_read_only(fd, True)

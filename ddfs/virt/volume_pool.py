@@ -190,7 +190,7 @@ def _send(
             raise errors.StorageError("a partial file became shorter while it was uploaded")
         while data:
             sent = stream.send(data)
-            if sent < 0:
+            if sent <= 0:
                 raise libvirt.libvirtError("virStreamSend() failed")
             data = data[sent:]
             start += sent

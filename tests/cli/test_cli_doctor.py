@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
-from ddfs import errors
+from ddfs import errors, storages
 from ddfs.cli import doctor
 from ddfs.config import PrimarySettings, Settings
 from ddfs.control.messages import PoolStatus
@@ -136,6 +137,31 @@ def test_a_pool_as_primary_storage_has_to_be_active() -> None:
         found = doctor.primary_pool("fast", settings, lambda *_, said=listed: said)
         assert (found.check, found.level) == ("primary.fast", level)
         assert word in found.text
+
+
+def test_a_pool_that_was_undefined_is_defined_again_from_what_was_kept(tmp_path: Path) -> None:
+    settings = Settings(primary={"fast": PrimarySettings(pool="vg 0")}, state_dir=tmp_path)
+    pools: set[str] = set()
+
+    def virsh(_uri: str, arguments: list[str]) -> str | None:
+        match arguments:
+            case ["pool-define", path]:
+                pools.add(Path(path).read_text())
+            case ["pool-start", name] if name not in pools:
+                return None
+        return "\n".join(["other", *sorted(pools)])
+
+    found = doctor.primary_pool("fast", settings, virsh, is_mended=True)
+    assert found.level == doctor.FAIL
+    assert "virsh pool-define FILE && virsh pool-start 'vg 0'" in found.text
+    assert doctor.KEPT_POOLS == storages.KEPT_POOLS
+    kept = tmp_path / doctor.KEPT_POOLS / "vg 0.xml"
+    kept.parent.mkdir()
+    kept.write_text("vg 0")
+    found = doctor.primary_pool("fast", settings, virsh)
+    assert (found.level, shlex.quote(str(kept)) in found.text) == (doctor.FAIL, True)
+    assert doctor.primary_pool("fast", settings, virsh, is_mended=True).level == doctor.OK
+    assert doctor.primary_pool("fast", settings, virsh).text == "libvirt's pool vg 0 is active"
 
 
 def test_pool() -> None:

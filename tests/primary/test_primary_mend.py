@@ -109,6 +109,16 @@ def test_it_is_that_also_to_who_looks_when_the_mending_ends(
     assert storage.is_intact(published)
 
 
+def test_what_is_too_short_to_mend_with_is_an_error(
+    storage: DirectoryStorage, published: PublishedFile, tmp_path: Path
+) -> None:
+    good = tmp_path / "good"
+    good.write_bytes(b"abcde")
+    with good.open("rb") as source, pytest.raises(errors.StorageError, match="ends at byte 5"):
+        storage.mend(published, source.fileno(), [ByteRange(1, 10)])
+    assert storage.is_intact(published)
+
+
 def test_a_failure_leaves_no_mark(
     storage: DirectoryStorage, published: PublishedFile, tmp_path: Path
 ) -> None:
