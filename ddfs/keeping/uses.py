@@ -109,6 +109,8 @@ class _Walk:
         self._stored_devices: dict[int, str] = {}
         # By what their paths, which may be links (LVM's), lead to.
         self._stored_paths = {pool.mount.resolve(path): path for path in stored}
+        # As model.Template.published_name has it.
+        self._named = {each.rpartition(":")[2][:12] for each in pool.contents.values()}
         # In order: a chain counts for who named it first, and domains come first.
         self._images: deque[tuple[str, str | None, str, bool]] = deque()
         self._directories: list[tuple[str, str]] = []
@@ -196,6 +198,8 @@ class _Walk:
             content_id = self._pool.contents.get(name)
             if directory == self._pool.templates_dir and content_id is not None:
                 self._note(self.found.of_content, content_id, owner)
+            elif directory == self._pool.templates_dir:
+                self._note_removed(name, owner)
             return
         if real in self._stored_paths:
             self._note(self.found.of_path, self._stored_paths[real], owner)
@@ -241,6 +245,20 @@ class _Walk:
             os.close(descriptor)
         for image in chain.images_below(path, named):
             self.add(image.path, image.format, owner)
+
+    def _note_removed(self, name: str, owner: str) -> None:
+        """*owner* stands on a name of the pool that was removed: each file that may have been its
+        content, and is nobody's now, has to stay for it.
+        """
+        stem, _, suffix = name.rpartition(".")
+        for path in self._stored_paths.values():
+            family, _, rest = os.path.basename(path).rpartition("@")
+            digest, _, format_suffix = rest.rpartition(".")
+            if (family, format_suffix) == (
+                stem.partition("@")[0],
+                suffix,
+            ) and digest not in self._named:
+                self._note(self.found.of_path, path, owner)
 
     def _note(self, where: dict[str, list[str]], key: str, owner: str) -> None:
         users = where.setdefault(key, [])

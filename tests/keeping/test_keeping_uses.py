@@ -96,6 +96,23 @@ def test_uses_by_the_name_in_the_template_pool_count_for_the_content(lab):
     assert lab.look(known).of_content == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "is_used"),
+    [("base.qcow2", True), ("base@2.qcow2", True), ("base.img", False), ("other.qcow2", False)],
+)
+def test_uses_by_a_name_that_was_removed_count_for_what_it_may_have_been(lab, name, is_used):
+    overlay = make(lab.vms / "vm.qcow2", lab.mount / "templates" / name)
+    pool = Pool(Mountpoint(str(lab.mount)), f"{lab.mount}/templates", {"new.qcow2": CONTENT})
+    mine, other = (make(lab.published.with_name(f"base@{12 * c}.qcow2")) for c in "cd")
+    known = Known(directories={str(lab.vms): "pool vms"})
+    uses = find_uses(known, pool, [str(mine), str(other)])
+    both = {str(mine): [str(overlay)], str(other): [str(overlay)]}
+    assert uses.of_path == (both if is_used else {})
+    # One that a name has is kept for that name.
+    pool.contents["base@3.qcow2"] = "sha-256:" + "d" * 64
+    assert str(other) not in find_uses(known, pool, [str(mine), str(other)]).of_path
+
+
 def test_uses_a_long_chain_with_relative_and_json_names(lab):
     below = lab.published
     for number in range(5):
