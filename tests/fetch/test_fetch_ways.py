@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -54,6 +55,9 @@ refusing = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionW
 def impatient(monkeypatch):
     """One failure is enough: that a mirror is tried again is not what is tested here."""
     monkeypatch.setattr("ddfs.fetch.mirrors.MAX_FAILURES", 1)
+    yield
+    # From Python 3.13 on that socket is part of a cycle, and the next test would get the warning.
+    gc.collect()
 
 
 @refusing
