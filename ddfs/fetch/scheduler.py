@@ -208,7 +208,7 @@ class Scheduler(RunSizes):
             (
                 piece
                 for piece in itertools.islice(contested, CONTESTED_AT_ONCE)
-                if self.table.contests[piece].is_open_to(self.owner(mirror), rivals)
+                if self._is_open(self.table.contests[piece], mirror, rivals)
             ),
             None,
         )
@@ -219,7 +219,7 @@ class Scheduler(RunSizes):
         while (
             end < limit
             and self.table.states[end] == states.CONTESTED
-            and self.table.contests[end].is_open_to(self.owner(mirror), rivals)
+            and self._is_open(self.table.contests[end], mirror, rivals)
         ):
             end += 1
         self.table.take(first, end)
@@ -228,12 +228,12 @@ class Scheduler(RunSizes):
 
     def _steal(self, mirror: int, now: float) -> Action | None:
         best: tuple[float, Run] | None = None
-        owner, rivals = self.owner(mirror), self.responsive()
+        rivals = self.responsive()
         for run in self.runs.values():
             if run.is_trimming or run.is_cancelled or self._current_end(run) >= run.end:
                 continue
             contest = self.table.contests.get(run.end - 1)
-            if contest is not None and not contest.is_open_to(owner, rivals):
+            if contest is not None and not self._is_open(contest, mirror, rivals):
                 continue  # it would be cut off for nothing
             if not self._is_comparable(run, now):
                 continue
@@ -263,7 +263,7 @@ class Scheduler(RunSizes):
             if run.is_cancelled or piece >= run.end or self.table.states[piece] != states.ASKED:
                 continue
             contest = self.table.contests.get(piece)
-            if contest is not None and not contest.is_open_to(self.owner(mirror), rivals):
+            if contest is not None and not self._is_open(contest, mirror, rivals):
                 continue
             if not self._is_comparable(run, now):
                 continue
@@ -321,7 +321,7 @@ class Scheduler(RunSizes):
         if urgent:
             candidates += [m for m in self._busy if self.mirrors[m].out is None]
         for mirror in candidates:
-            if contest is not None and not contest.is_open_to(self.owner(mirror), rivals):
+            if contest is not None and not self._is_open(contest, mirror, rivals):
                 continue
             if self._is_last_resort(mirror) or mirror in self._ahead:
                 continue
@@ -425,7 +425,7 @@ class Scheduler(RunSizes):
         usable, rivals = self.usable(), self.responsive()
         for piece in self._disputed:
             contest = self.table.contests[piece]
-            tried_by_all = not any(contest.is_open_to(m, rivals) for m in usable)
+            tried_by_all = not any(self._is_open(contest, m, rivals) for m in usable)
             untried = any(m not in contest.tries for m in usable)
             agreeing = contest.agreeing
             if agreeing >= states.MAX_AGREEING or (agreeing >= 2 and not untried):

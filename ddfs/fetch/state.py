@@ -18,7 +18,7 @@ from ddfs.fetch.mirrors import (
     FailureKind,
     MirrorStanding,
 )
-from ddfs.fetch.pieces import PieceTable
+from ddfs.fetch.pieces import Contest, PieceTable
 from ddfs.fetch.runs import Action, Blame, Cancel, Recheck, Run, Trim
 from ddfs.fetch.widening import Widening
 from ddfs.model import Grid, MiB
@@ -173,6 +173,8 @@ class FetchState:
             n for n in self._notices if not (isinstance(n, Cancel) and n.run == run_id)
         ]
         standing = self.mirrors[run.mirror]
+        if not (run.is_answered or run.is_ahead) and now - run.started_at > LATE_ANSWER_SECONDS:
+            standing.is_silent = True
         if failure is not None and run.is_ahead and failure.kind is not FailureKind.FINAL:
             standing.takes_one_only = True
         elif failure is not None:
@@ -189,7 +191,6 @@ class FetchState:
             standing.observe(0, now - run.seen_at)
         elif not run.is_answered and now - run.started_at > LATE_ANSWER_SECONDS:
             # Silence is a measurement too; else it would pass for a mirror of average speed.
-            standing.is_silent = True
             standing.observe(0, now - run.started_at)
         self._drop_range(run, run.next, run.end)
 
@@ -258,11 +259,23 @@ class FetchState:
         """
         return [m.index for m in self._owners() if m.out is None and self._is_responsive(m)]
 
+    def witnesses(self) -> list[int]:
+        """Who may be asked for what others sent: the responsive, if they are enough to compare."""
+        some = self.responsive()
+        return some if len(some) > 1 else self.usable()
+
+    def _is_open(self, contest: Contest, mirror: int, responsive: list[int]) -> bool:
+        """Whether *mirror* may try what is contested. Wrong bytes prove that of themselves; what
+        somebody else is to say waits for him, if only one mirror is responsive.
+        """
+        is_proved = contest.digests or len(responsive) > 1
+        return contest.is_open_to(self.owner(mirror), responsive if is_proved else self.usable())
+
     def _is_responsive(self, standing: MirrorStanding) -> bool:
         run = self._busy.get(standing.index)
         patience = LATE_ANSWER_SECONDS + 2 * (standing.latency or 0.0)
         is_late = run is not None and self._now - run.last_byte_at > patience
-        return not (is_late or standing.is_silent or standing.failures)
+        return not (is_late or standing.is_silent)
 
     def _owners(self) -> list[MirrorStanding]:
         return self.mirrors[:1] if self.lanes is not None else self.mirrors

@@ -476,7 +476,7 @@ class Transfer:
 
     def usable(self) -> list[int]:
         """The mirrors that are not out, without those that do not answer if others do."""
-        return self._scheduler.responsive() or self._scheduler.usable()
+        return self._scheduler.witnesses()
 
     def blame(self, mirror: int, reason: str) -> None:
         """*mirror* was proved to send wrong bytes."""

@@ -297,3 +297,14 @@ async def test_a_good_mirror_is_not_blamed_for_what_a_disk_lost(tmp_path, monkey
         assert done.content == content
         assert [e.ok for e in done.of(WholeFileCompared)][-2:] == [False, True]
         assert not done.of(MirrorBlamed)
+
+
+@pytest.mark.parametrize("honest", [{"fault": "503_once"}, {"latency": 1.3}])
+async def test_the_only_honest_mirror_is_waited_for(honest, tmp_path):
+    """A liar has brought everything before the other one says anything."""
+    content = CONTENT[: 3 * MiB]
+    async with MirrorLab() as lab:
+        urls = [lab.mirror(content, fault="corrupt_all"), lab.mirror(content, **honest)]
+        done = await fetch(manifest_of(content, urls, piece_length=None), tmp_path / "x")
+        assert done.content == content
+        assert [e.mirror_url for e in done.of(MirrorBlamed)] == [urls[0]]
