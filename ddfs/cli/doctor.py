@@ -96,7 +96,7 @@ def examine(session: Session, fix: bool = False) -> Iterator[Finding]:
     yield hook(LIBVIRT_HOOKS, settings.templates_dir)
     for name, primary in settings.primary.items():
         if primary.path is None:
-            yield primary_pool(name, settings, _virsh, is_mended=fix)
+            yield primary_pool(name, settings, _virsh, _virsh_for_changes if fix else None)
         else:
             yield primary_storage(name, primary.path)
     there = pool(settings, _virsh)
@@ -372,11 +372,11 @@ def primary_pool(
     name: str,
     settings: config.Settings,
     virsh: Callable[[str, list[str]], str | None],
-    *,
-    is_mended: bool = False,
+    change: Callable[[str, list[str]], str | None] | None = None,
 ) -> Finding:
-    """Whether the libvirt pool that templates are stored in is active; defined again where it
-    *is_mended* and the daemon has kept its definition. Never built: that deletes what is there.
+    """Whether the libvirt pool that templates are stored in is active. With *change*, which is
+    *virsh* that may change something, it is defined again where the daemon has kept its
+    definition; never built, since that deletes what is there.
     """
     check, wanted = f"primary.{name}", settings.primary[name].pool or ""
     listed = virsh(settings.libvirt.uri, ["pool-list", "--name"])
@@ -385,7 +385,7 @@ def primary_pool(
     if wanted not in map(str.strip, listed.splitlines()):
         defined = virsh(settings.libvirt.uri, ["pool-list", "--all", "--name"])
         if defined is not None and wanted not in map(str.strip, defined.splitlines()):
-            return _undefined_pool(check, wanted, settings, virsh if is_mended else None)
+            return _undefined_pool(check, wanted, settings, change)
         text = f"libvirt's pool {wanted} is not active: virsh pool-start {shlex.quote(wanted)}"
         return Finding(check, FAIL, text)
     return Finding(check, OK, f"libvirt's pool {wanted} is active")
@@ -395,14 +395,14 @@ def _undefined_pool(
     check: str,
     wanted: str,
     settings: config.Settings,
-    virsh: Callable[[str, list[str]], str | None] | None,
+    change: Callable[[str, list[str]], str | None] | None,
 ) -> Finding:
-    """What is to be done; with *virsh*, what came of doing it."""
+    """What is to be done; with *change*, what came of doing it."""
     kept = settings.state_dir / KEPT_POOLS / f"{wanted}.xml"
     file = str(kept) if kept.exists() else "FILE"
     commands = ["pool-define", file], ["pool-start", wanted]
-    if virsh is not None and kept.exists():
-        done = (virsh(settings.libvirt.uri, command) is not None for command in commands)
+    if change is not None and kept.exists():
+        done = (change(settings.libvirt.uri, command) is not None for command in commands)
         if all(done):
             return Finding(check, OK, f"libvirt had no pool {wanted} any more, and has it again")
     told = " && ".join(shlex.join(["virsh", *command]) for command in commands)
@@ -448,12 +448,18 @@ def defined_pool(finding: Finding, define: Callable[[], PoolStatus]) -> Finding:
     return Finding(finding.check, OK, f"{made.name} was not active on {made.path}, and is now")
 
 
-def _virsh(uri: str, arguments: list[str]) -> str | None:
+def _virsh_for_changes(uri: str, arguments: list[str]) -> str | None:
+    return _virsh(uri, arguments, access=())
+
+
+def _virsh(
+    uri: str, arguments: list[str], *, access: tuple[str, ...] = ("--readonly",)
+) -> str | None:
     """What virsh prints; None if it is not there, fails or takes too long."""
     program = shutil.which("virsh")
     if program is None:
         return None
-    command = [program, "--readonly", "--connect", uri, *arguments]
+    command = [program, *access, "--connect", uri, *arguments]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=VIRSH_SECONDS, check=False

@@ -151,7 +151,7 @@ def test_a_pool_that_was_undefined_is_defined_again_from_what_was_kept(tmp_path:
                 return None
         return "\n".join(["other", *sorted(pools)])
 
-    found = doctor.primary_pool("fast", settings, virsh, is_mended=True)
+    found = doctor.primary_pool("fast", settings, virsh, virsh)
     assert found.level == doctor.FAIL
     assert "virsh pool-define FILE && virsh pool-start 'vg 0'" in found.text
     assert doctor.KEPT_POOLS == storages.KEPT_POOLS
@@ -160,7 +160,7 @@ def test_a_pool_that_was_undefined_is_defined_again_from_what_was_kept(tmp_path:
     kept.write_text("vg 0")
     found = doctor.primary_pool("fast", settings, virsh)
     assert (found.level, shlex.quote(str(kept)) in found.text) == (doctor.FAIL, True)
-    assert doctor.primary_pool("fast", settings, virsh, is_mended=True).level == doctor.OK
+    assert doctor.primary_pool("fast", settings, virsh, virsh).level == doctor.OK
     assert doctor.primary_pool("fast", settings, virsh).text == "libvirt's pool vg 0 is active"
 
 

@@ -150,6 +150,17 @@ def test_a_killed_daemon_leaves_no_volume_that_nobody_owns(
     host.serve()
     assert host.template("large")["state"] == "downloaded"
     assert host.published("large") == device
+    # A pool that somebody undefines is defined again, and nothing in it is lost.
+    host.stop()
+    libvirtd.virsh("pool-destroy", POOL)
+    libvirtd.virsh("pool-undefine", POOL)
+    refused = host.ddfs("serve", check=False)
+    assert (refused.returncode, "ddfs doctor --fix" in refused.stderr) == (2, True)
+    mended = host.ddfs("doctor", "--fix", check=False).stdout
+    assert f"libvirt had no pool {POOL} any more, and has it again" in mended
+    host.serve()
+    assert host.published("large") == device
+    assert host.template("large")["state"] == "downloaded"
     host.ddfs("template", "remove", "large", "--purge")
     assert volumes(libvirtd, POOL) == []
 
