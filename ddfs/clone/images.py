@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 
+from ddfs import errors
 from ddfs.image import rbd
 from ddfs.model import ImageFormat, PublishedFile, RbdPool
 
@@ -58,7 +59,7 @@ class Undo(Protocol):
         """It is there, and ours."""
 
     async def forget(self, image: str) -> None:
-        """It was not made."""
+        """It was not made: another one has the name."""
 
     async def keep(self) -> None:
         """All of it is complete, and stays."""
@@ -135,9 +136,10 @@ class Images:
         with trio.CancelScope(shield=True):
             try:
                 await _run(self._pools.create, pool, image, size)
-            except BaseException:
+            except errors.NameTakenError:
                 await undo.forget(image)
                 raise
+            # After any other error it may be there: libvirt may have gone before it could say so.
             await undo.made(image)
         await _run(fill)
 

@@ -158,15 +158,15 @@ class Places:
         if traces.images[image] == OURS:
             traces.images[image] = LEAVING
             await _run(self._notes.write, traces)
+            # Where nobody answers in time, it stays so: it may be deleted yet.
             try:
                 await self._images.delete(traces.pool, image)
-            except BaseException as error:
+            except errors.DdfsError:
                 traces.images[image] = OURS
-                if isinstance(error, errors.DdfsError):
-                    await _run(self._notes.write, traces)
+                await _run(self._notes.write, traces)
                 raise
         elif await self._images.has(traces.pool, image):
-            # We died while it was made, or deleted: another host's may have the name by now.
+            # Nobody said whether it was made, or deleted: another host's may have the name by now.
             log.warning(
                 "%s: pool %s has a volume %s, which may be left of it, or another host's; if it is "
                 "nobody's, delete it with: virsh vol-delete %s %s",

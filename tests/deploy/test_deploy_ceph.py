@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -289,6 +291,46 @@ async def test_a_copy_that_fails_leaves_nothing(lab: Lab) -> None:
     with pytest.raises(errors.StorageError, match="vms/v: qemu-img convert: no"):
         await copy(lab, undo)
     assert lab.left == (0, [], 0)
+
+
+@pytest.mark.parametrize("left", [[], ["v"]])
+async def test_an_image_that_was_perhaps_made_when_libvirt_went_away_is_named(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, left: list[str]
+) -> None:
+    def create(pool: str, image: str, size: int) -> None:
+        if left:
+            Ceph.create(lab.ceph, pool, image, size)
+        raise errors.LibvirtError("Cannot recv data: Connection reset by peer")
+
+    monkeypatch.setattr(lab.ceph, "create", create)
+    with pytest.raises(errors.LibvirtError, match="reset by peer"):
+        await copy(lab, lab.deployments.undoing("ceph", "v"))
+    assert lab.left == (0, left, 0)
+    assert ("virsh vol-delete v ceph" in caplog.text) == bool(left)
+
+
+async def test_what_a_deletion_without_an_answer_has_deleted_is_not_deleted_again(
+    lab: Lab, mock_clock: MockClock, nursery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host has made one of that name meanwhile."""
+    answered = threading.Event()
+
+    def delete(pool: str, image: str) -> None:
+        Ceph.delete(lab.ceph, pool, image)
+        answered.wait(30)
+
+    monkeypatch.setattr(lab.ceph, "delete", delete)
+    lab.qemu_img("exit 1")
+    mock_clock.autojump_threshold = 0.5
+    with pytest.raises(errors.StorageError):
+        await copy(lab, lab.deployments.undoing("ceph", "v"))
+    answered.set()
+    monkeypatch.setattr(lab.ceph, "delete", functools.partial(Ceph.delete, lab.ceph))
+    assert lab.left == (0, [], 1)
+    lab.ceph.images["v"] = "another's"
+    nursery.start_soon(lab.deployments.run)
+    await until(mock_clock, lab, (0, ["v"], 0))
+    nursery.cancel_scope.cancel()
 
 
 async def test_what_is_to_be_deleted_yet_is_not_what_is_made_under_its_name(
