@@ -114,7 +114,7 @@ def host_findings(session: Session) -> Iterator[Finding]:
     yield from libvirt_sees(settings.mountpoint, LIBVIRT_HOOKS)
     for name, primary in settings.primary.items():
         # That it is not there is said already.
-        if primary.path is not None and primary.path.is_dir():
+        if primary.path is not None and os.path.isdir(primary.path):
             yield qemu_may_read(f"primary.{name} for QEMU", primary.path)
     yield qemu_may_read("mountpoint for QEMU", settings.mountpoint.parent)
     try:
@@ -399,14 +399,15 @@ def _undefined_pool(
 ) -> Finding:
     """What is to be done; with *change*, what came of doing it."""
     kept = settings.state_dir / KEPT_POOLS / f"{wanted}.xml"
-    file = str(kept) if kept.exists() else "FILE"
+    is_kept = os.path.exists(kept)  # as far as we may look: it is root's
+    file = str(kept) if is_kept else "FILE"
     commands = ["pool-define", file], ["pool-start", wanted]
-    if change is not None and kept.exists():
+    if change is not None and is_kept:
         done = (change(settings.libvirt.uri, command) is not None for command in commands)
         if all(done):
             return Finding(check, OK, f"libvirt had no pool {wanted} any more, and has it again")
     told = " && ".join(shlex.join(["virsh", *command]) for command in commands)
-    where = "" if kept.exists() else f"; FILE: a backup of /etc/libvirt/storage/{wanted}.xml"
+    where = "" if is_kept else f"; FILE: a backup of /etc/libvirt/storage/{wanted}.xml"
     text = f"libvirt has no pool {wanted} any more: {told}{where} (never pool-build: it deletes)"
     return Finding(check, FAIL, text)
 
@@ -414,7 +415,7 @@ def _undefined_pool(
 def primary_storage(name: str, path: Path) -> Finding:
     """Whether templates can be stored."""
     check = f"primary.{name}"
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return Finding(check, FAIL, f"{path} is not a directory: make it, or set another path")
     if not os.access(path, os.W_OK | os.X_OK):
         return Finding(check, FAIL, f"{path} cannot be written to by this user")

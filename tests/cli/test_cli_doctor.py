@@ -164,6 +164,28 @@ def test_a_pool_that_was_undefined_is_defined_again_from_what_was_kept(tmp_path:
     assert doctor.primary_pool("fast", settings, virsh).text == "libvirt's pool vg 0 is active"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_who_may_not_read_what_the_daemon_keeps_is_told_of_the_pool_all_the_same(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(
+        primary={
+            "fast": PrimarySettings(pool="gone"),
+            "slow": PrimarySettings(path=tmp_path / "secret" / "images"),
+        },
+        state_dir=tmp_path / "secret",
+    )
+    settings.state_dir.mkdir(mode=0o700)
+    os.seteuid(65534)
+    try:
+        found = doctor.primary_pool("fast", settings, lambda *_: "")
+        here = doctor.primary_storage("slow", tmp_path / "secret" / "images")
+    finally:
+        os.seteuid(0)
+    assert (found.level, here.level) == (doctor.FAIL, doctor.FAIL)
+    assert "virsh pool-define FILE" in found.text
+
+
 def test_pool() -> None:
     settings = Settings()
     asked: list[list[str]] = []
