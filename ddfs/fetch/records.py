@@ -9,6 +9,7 @@ its connections otherwise than those that are known, everything is read through 
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import ssl
@@ -51,7 +52,14 @@ class Records:
         import ctypes
 
         if self._failure is not None:
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                # It has the frames that it passes now, and with them the caller's memory.
+                self._failure = None
+        if getattr(self._sock, "_sslobj", self) is None:
+            # OpenSSL's object has gone with it.
+            raise OSError(errno.EBADF, "the connection is closed")
         if self._kept:
             view[:1], self._kept = self._kept, b""
             return 1
@@ -68,10 +76,10 @@ class Records:
         try:
             # An error that somebody else left to this thread looks like one of this connection.
             self._kept = self._sock.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
         except OSError as error:
-            return error
+            return error.with_traceback(None)
         return None
 
 

@@ -178,6 +178,46 @@ def test_an_error_of_somebody_else_loses_no_byte(more_is_there):
         assert read_all(found, 100) == b"rest"
 
 
+class Writing:
+    """A socket that has to write before it can read, as TLS may ask for."""
+
+    def recv(self, _count: int) -> bytes:
+        raise ssl.SSLWantWriteError
+
+
+def test_who_has_to_write_first_reads_on_afterwards():
+    counts = iter((-5, 3))
+    sock: Any = Writing()
+    found = Records(sock, lambda _connection, _start, _count: next(counts), 0)
+    buffer = memoryview(bytearray(10))
+    assert found.read_into(buffer) == 5
+    assert found.read_into(buffer) == 3
+
+
+@compiled
+def test_a_failure_keeps_no_buffer():
+    with connected() as (client, server):
+        found, buffer = readable(client), bytearray(100)
+        server.send(b"right")
+        wrong = server.encrypted(b"wrong")
+        wrong[-1] ^= 1
+        server.raw.sendall(wrong)
+        assert found.read_into(memoryview(buffer)) == 5
+        # pytest.raises would hold it.
+        with contextlib.suppress(ssl.SSLError):
+            found.read_into(memoryview(buffer))
+        buffer.clear()  # a BufferError while somebody has it
+
+
+@compiled
+def test_nothing_is_read_from_what_is_closed():
+    with connected() as (client, _):
+        found = readable(client)
+        client.close()
+        with pytest.raises(OSError, match="closed"):
+            found.read_into(memoryview(bytearray(10)))
+
+
 @compiled
 def test_where_it_is_cut_off_the_bytes_before_count():
     with connected() as (client, server):
