@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from ddfs import errors
 from ddfs.model import MAX_SIZE, Digest, HashAlgorithm
 from ddfs.primary import kernel
 
@@ -28,6 +29,11 @@ class Sayings:
     def __init__(self, directory: Path, host_id: str) -> None:
         self._directory = directory
         self._host_id = host_id
+
+    def sweep(self) -> None:
+        """Delete what this host was writing when it was killed. Before it writes anything."""
+        for path in self._directory.glob(f"*.{self._host_id}{_FRESH}"):
+            path.unlink(missing_ok=True)
 
     def say(self, stem: str, size: int, digest: Digest) -> None:
         """In place of what was said before; durable when it returns."""
@@ -52,5 +58,7 @@ class Sayings:
             size = said["size"]
             digest = Digest(HashAlgorithm.SHA256, said[HashAlgorithm.SHA256.value])
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        except errors.InvalidValueError:
             return None
         return (size, digest) if type(size) is int and 0 <= size <= MAX_SIZE else None

@@ -61,8 +61,10 @@ class SharedDirectoryStorage(DirectoryStorage):
     def prepare(self) -> None:
         """As the base, and ends what a killed daemon of this host had begun to write."""
         super().prepare()
+        assert self._sayings is not None
         with self._translated("cannot be written to"):
             self.uses.sweep()
+            self._sayings.sweep()
 
     def close(self) -> None:
         """Let go of everything; partial files stay."""
