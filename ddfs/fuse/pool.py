@@ -38,8 +38,8 @@ _INIT_SECONDS: Final = 10.0
 # Of the 5 seconds in which the mount has to be gone: for handlers to give their answers,
 # for the thread that writes notices, and for the guard.
 _ANSWER_SECONDS: Final = 1.0
-_QUIET_SECONDS: Final = 0.02
-_QUIET_STEPS: Final = 25
+_QUIET_SECONDS: Final = 0.1
+_QUIET_STEPS: Final = 10
 _NOTICES_SECONDS: Final = 0.5
 _CLOSE_SECONDS: Final = 4.0
 

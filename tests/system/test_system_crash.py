@@ -160,7 +160,8 @@ def test_at_a_signal_blocked_readers_get_eio_and_the_mount_goes(
         for mirror in shop.mirrors:
             mirror.pause()
         here = host.template("image")["bytes_here"]
-        readers = Readers(host.templates / "image.qcow2", count=50)
+        # Where nothing is yet, so that nobody is still busy with what is here.
+        readers = Readers(host.templates / "image.qcow2", count=50, offset=63 * MIB)
         time.sleep(1.2)
         assert readers.is_waiting(), "nobody is blocked: the test shows nothing"
         daemon.signal(number)
