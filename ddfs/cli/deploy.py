@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 # A mirror may have been caught in the middle of a change: then the next try finds it whole.
 CHECKSUM_TRIES: Final = 3
 
+# Of user data and of a domain's XML: no host takes more.
+_MAX_TEXT_BYTES: Final = MiB
+
 _ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -93,8 +96,8 @@ def deploy(
         disk_size=parse_size(disk_size) if disk_size else None,
         network=network,
         arch=arch,
-        user_data=_text_of(user_data),
-        xml=_text_of(xml),
+        user_data=_text_of("--user-data", user_data),
+        xml=_text_of("--xml", xml),
         untested=untested,
     )
     with _ended_as_by_ctrl_c():
@@ -273,12 +276,17 @@ def _mib(text: str | None) -> int | None:
     return size // MiB
 
 
-def _text_of(path: Path | None) -> str | None:
+def _text_of(option: str, path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(_MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise errors.InvalidValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_TEXT_BYTES:
+        raise errors.InvalidValueError(f"{path}: {option} takes up to 1 MiB")
+    try:
+        return data.decode()
     except UnicodeDecodeError:
         raise errors.InvalidValueError(f"{path}: it is not text in UTF-8") from None

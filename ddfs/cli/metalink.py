@@ -40,6 +40,8 @@ def make(
     """
     from ddfs.metalink import write
 
+    if target is not None and os.path.isdir(target):
+        raise errors.InvalidValueError(f"{target}: is a directory; name a file in it with -o")
     with contextlib.suppress(OSError):
         if target is not None and target.samefile(file):
             raise errors.InvalidValueError(f"{target}: is the file itself; name another with -o")
@@ -130,6 +132,7 @@ def _write(path: Path, document: str) -> None:
         beside.write_text(document, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         reason = error.strerror or str(error)
         raise errors.StorageError(f"{path}: cannot be written: {reason}") from error

@@ -11,6 +11,7 @@ import pytest
 from ddfs import errors
 from ddfs.cli import main
 from ddfs.control.messages import AddTemplate
+from ddfs.model import MiB
 from tests.cli.conftest import Ddfs
 from tests.control.fake import FakeService, RunningDaemon, make_status, running
 
@@ -29,6 +30,19 @@ def test_deploy_fetches_first_and_says_where_it_runs(
     assert (request.memory_mib, request.user_data) == (2048, "#cloud-config\n")
     assert service.known["debian-12"].state == "downloaded"
     assert service.deploying.confirmed == [request.token]
+
+
+@pytest.mark.parametrize("option", ["--user-data", "--xml"])
+def test_deploy_reads_no_more_of_a_file_than_a_host_takes(
+    ddfs: Ddfs, service: FakeService, tmp_path: Path, option: str
+) -> None:
+    """What never ends (/dev/zero) would take all memory of the host."""
+    large = tmp_path / "large"
+    large.write_text("x" * (MiB + 1))
+    done = ddfs("deploy", "debian-12", "--name", "vm1", option, str(large))
+    assert (done.code, done.out) == (errors.EXIT_REQUEST, "")
+    assert done.err == f"ddfs: {large}: {option} takes up to 1 MiB\n"
+    assert service.deploying.deployed == []
 
 
 def test_deploy_takes_a_failed_download_back(ddfs: Ddfs, service: FakeService) -> None:
