@@ -214,7 +214,12 @@ async def _on_invalid_request(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    problem = errors.InvalidValueError(f"{where}: {first['msg']}")
+    text = f"{where}: {first['msg']}"
+    if first["type"] == "unexpected_keyword_argument":
+        # Most often: ddfs was upgraded, and this is still the process of before.
+        text += f"; this daemon, of version {ddfs.__version__}, does not know it: if the client is "
+        text += "newer, restart the daemon (systemctl restart ddfs)"
+    problem = errors.InvalidValueError(text)
     return _answer(problem.http_status, problems.problem_of(problem))
 
 

@@ -122,6 +122,8 @@ def test_malformed_bodies_get_one_line(
     assert problem["kind"] == "invalid-value"
     assert problem["message"].startswith(says)
     assert "\n" not in problem["message"]
+    # An option of a newer client.
+    assert ("restart the daemon" in problem["message"]) == ("Unexpected" in says)
     assert sorted(service.known) == ["alpine", "debian-12"]
 
 
