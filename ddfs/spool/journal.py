@@ -19,7 +19,8 @@ nothing after a power loss.
 Layout: records of ``<kind:u8> <length:u32> <crc:u32 of kind and payload> <payload>``,
 little-endian. Kinds: H header (JSON), M mirror (its address; numbered by order), P piece
 (``<piece:u64> <mirror:u16> <sha256, 0 or 32 bytes>``), F forgotten (``<piece:u64>``), B boot
-(the id of the kernel that the notes behind it hold for), N noted (as P).
+(the id of the kernel that the notes behind it hold for, those before one of another are void), N
+noted (as P).
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ class Journal:
             self._pieces.pop(piece, None)
             self._noted.pop(piece, None)
         elif kind == _BOOT:
+            if payload != self._noting_for:
+                self._noted.clear()
             self._noting_for = payload
         elif kind == _NOTED and self._boot and self._noting_for == self._boot:
             piece, mirror = _PIECE.unpack_from(payload)
@@ -200,6 +203,13 @@ class Journal:
         if self._noting_for != self._boot:
             said.insert(0, (_BOOT, self._boot))
         self._append(said, is_durable=False)
+
+    def void_notes(self) -> None:
+        """Say that nothing noted so far is to be trusted. Durable on return; an error as in
+        :meth:`append`.
+        """
+        if self._noting_for:
+            self._append([(_BOOT, b"")])
 
     def _said(self, kind: int, records: Sequence[PieceRecord]) -> list[tuple[int, bytes]]:
         mirrors = dict(self._mirrors)

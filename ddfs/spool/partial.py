@@ -38,6 +38,7 @@ class PartialFile:
         self._appending = trio.Lock()
         # A note does not wait for the data of a commit, only for its words.
         self._writing = threading.Lock()
+        self._has_lost = False
 
     @classmethod
     def open(cls, path: Path, journal_path: Path, manifest: Manifest) -> Self:
@@ -76,26 +77,45 @@ class PartialFile:
         """Put the data on disk, then say so. Durable on return.
 
         Cancellation waits for the disk: half a commit would leave the journal behind the
-        data, which is safe but fetches twice.
+        data, which is safe but fetches twice. After a failure of the disk every commit fails.
         """
 
         def write() -> None:
             # What an earlier process left to the kernel is on disk then, too.
             noted = self._journal.noted()
             with storage_errors(self.path):
-                os.fdatasync(self.fd)
+                self._sync()
                 with self._writing:
                     self._journal.append([*noted, *records])
 
         async with self._appending:
             await trio.to_thread.run_sync(write, limiter=_disk_limiter)
 
+    def _sync(self) -> None:
+        """Put the data on disk. Blocks; raises OSError.
+
+        What could not be written is lost, and the kernel says so only once (fsync(2)): who asked
+        again would hear that all is well, and read it from memory.
+        """
+        if self._has_lost:
+            raise OSError(errno.EIO, "what was written before could not be put on disk")
+        try:
+            os.fdatasync(self.fd)
+        except OSError:
+            self._has_lost = True
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError), self._writing:
+                self._journal.void_notes()
+            raise
+
     async def note(self, records: Sequence[PieceRecord]) -> None:
         """Say that these are in the file, for who comes after a ``kill -9`` of this process."""
 
         def write() -> None:
             with storage_errors(self.path), self._writing:
-                self._journal.note(records)
+                if not self._has_lost:
+                    self._journal.note(records)
 
         await trio.to_thread.run_sync(write, limiter=_disk_limiter)
 

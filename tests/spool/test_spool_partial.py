@@ -1,5 +1,6 @@
 """Partial files: kept for the same content in the same grid, else begun anew."""
 
+import errno
 import hashlib
 import os
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 
 from ddfs import errors
 from ddfs.fetch.transfer import PieceRecord
-from ddfs.model import Digest, HashAlgorithm, Manifest, Mirror, PieceMap
+from ddfs.model import Digest, HashAlgorithm, Manifest, MiB, Mirror, PieceMap
 from ddfs.spool.partial import PartialFile
 
 DATA = bytes(range(200)) * 10
@@ -93,3 +94,36 @@ def test_a_symlink_in_its_place_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(errors.StorageError):
         opened(tmp_path)
     assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+async def test_what_the_disk_did_not_take_is_never_vouched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = replace(MANIFEST, pieces=None, size=64 * MiB)
+    first, lost, noted = (PieceRecord(piece, "http://a/x", bytes([7]) * 32) for piece in range(3))
+    partial = opened(tmp_path, manifest)
+    await partial.commit([first])
+    await partial.note([noted])
+    sync, failures = os.fdatasync, [errno.ENOSPC]
+
+    def fdatasync(fd: int) -> None:
+        """As the kernel, which tells of lost data once (fsync(2))."""
+        if fd == partial.fd and failures:
+            raise OSError(failures.pop(), "lost")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with pytest.raises(errors.StorageFullError):
+        await partial.commit([lost])
+    with pytest.raises(errors.StorageError):
+        await partial.commit([lost])
+    await partial.note([lost])
+    assert not failures
+    partial.close()
+    again = opened(tmp_path, manifest)
+    assert list(again.journaled()) == [first]
+    await again.note([lost])
+    again.close()
+    once_more = opened(tmp_path, manifest)
+    assert list(once_more.journaled()) == [first, lost]
+    once_more.close()
