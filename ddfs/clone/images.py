@@ -23,6 +23,9 @@ SECTOR: Final = 512
 # Copies of whole images.
 _copying = trio.CapacityLimiter(2)
 
+# Images made: nobody can break that off, so that it must not wait for a copy.
+_making = trio.CapacityLimiter(2)
+
 # Questions, and deletions: a Ceph that does not answer holds libvirt for half a minute.
 _asking = trio.CapacityLimiter(2)
 
@@ -135,17 +138,17 @@ class Images:
         await undo.announce(image)
         with trio.CancelScope(shield=True):
             try:
-                await _run(self._pools.create, pool, image, size)
+                await _run(self._pools.create, pool, image, size, limiter=_making)
             except errors.NameTakenError:
                 await undo.forget(image)
                 raise
             # After any other error it may be there: libvirt may have gone before it could say so.
             await undo.made(image)
-        await _run(fill)
+        await _run(fill, limiter=_copying)
 
 
-async def _run(function: Callable[..., T], *arguments: object) -> T:
-    return await trio.to_thread.run_sync(function, *arguments, limiter=_copying)
+async def _run(function: Callable[..., T], *arguments: object, limiter: trio.CapacityLimiter) -> T:
+    return await trio.to_thread.run_sync(function, *arguments, limiter=limiter)
 
 
 async def _ask(function: Callable[..., T], *arguments: object) -> T:

@@ -212,3 +212,23 @@ async def test_nothing_is_left_of_a_copy_that_is_cancelled(lab: Lab) -> None:
         assert lab.pool.images["vm1"] == ROUNDED
         nursery.cancel_scope.cancel()
     assert lab.pool.images == {"old": 512}
+
+
+async def test_a_copy_that_waits_for_its_turn_can_be_cancelled(lab: Lab) -> None:
+    """What nobody may break off, making the image, waits for no copy that takes hours."""
+    lab.qemu_img('touch "$0.runs.$$"; exec sleep 600')
+    async with trio.open_nursery() as nursery:
+
+        def start(name: str) -> None:
+            nursery.start_soon(lab.make, CloneOrder("t", name, "ceph", full=True))
+
+        with trio.fail_after(90):
+            start("vm1")
+            start("vm2")
+            while len(list(lab.directory.glob("qemu-img.runs.*"))) < 2:
+                await trio.sleep(0.01)
+            start("vm3")
+            while "vm3" not in lab.pool.images:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert lab.pool.images == {"old": 512}
