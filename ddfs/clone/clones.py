@@ -34,7 +34,10 @@ _MAX_NAME_BYTES: Final = 255
 # qemu-img makes these larger; the others have their size in more than one place.
 _GROWING: Final = (ImageFormat.QCOW2, ImageFormat.RAW)
 
-# Copies of whole images, and a look at every domain's chains.
+# Copies of whole images: hours.
+_copying = trio.CapacityLimiter(2)
+
+# All that is short, with what nobody can break off; and a look at every domain's chains.
 _limiter = trio.CapacityLimiter(2)
 
 
@@ -255,7 +258,8 @@ class Clones:
             else:
                 check, path_of_it = trio.from_thread.check_cancelled, Path(source.path)
                 volume_bytes = source.size if source.is_volume else None
-                is_shared = await _run(new.copy, path_of_it, check, volume_bytes)
+                copy = functools.partial(new.copy, path_of_it, check, volume_bytes)
+                is_shared = await trio.to_thread.run_sync(copy, limiter=_copying)
                 how = "reflink" if is_shared else "copy"
                 if new_size is not None:
                     await _run(new.grow, template.format, new_size)

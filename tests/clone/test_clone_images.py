@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import trio
 
 from ddfs import errors
 from ddfs.clone import Clone, CloneOrder, Clones, Images
+from ddfs.image import disk
 from ddfs.model import ImageFormat, PublishedFile, RbdPool
 
 SIZE = 1_000_000
@@ -46,9 +48,14 @@ class OneTemplate:
 
 
 class FilePools:
-    """None; all are rbd's."""
+    """The pool ``files`` in *path*; all others are rbd's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
 
     async def directory(self, pool: str) -> Path:
+        if pool == "files":
+            return self._path
         raise errors.LibvirtError(f"no storage pool called {pool!r}")
 
     async def capacity(self, pool: str, volume: str) -> int | None:
@@ -128,7 +135,11 @@ class Lab:
         self.pool = OnePool()
         templates: Any = self.templates
         self.clones = Clones(
-            templates, directory / "mnt/templates", FilePools(), NoDomains(), Images(self.pool)
+            templates,
+            directory / "mnt/templates",
+            FilePools(directory),
+            NoDomains(),
+            Images(self.pool),
         )
         self.undo = Undo(self.pool)
 
@@ -232,3 +243,26 @@ async def test_a_copy_that_waits_for_its_turn_can_be_cancelled(lab: Lab) -> None
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     assert lab.pool.images == {"old": 512}
+
+
+async def test_an_overlay_waits_for_no_copy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the end of what is cancelled, which nobody can break off."""
+    running = []
+
+    def copy(_new: disk.NewDisk, _source: Path, check: Callable[[], object], *_: object) -> bool:
+        running.append(check)
+        while True:
+            check()
+            time.sleep(0.01)
+
+    monkeypatch.setattr(disk.NewDisk, "copy", copy)
+    async with trio.open_nursery() as nursery:
+        for name in ("a", "b"):
+            nursery.start_soon(lab.make, CloneOrder("t", name, "files", full=True))
+        with trio.fail_after(90):
+            while len(running) < 2:
+                await trio.sleep(0.01)
+            made = await lab.make(CloneOrder("t", "c", "files"))
+        assert (made.how, made.path.exists()) == ("overlay", True)
+        nursery.cancel_scope.cancel()
+    assert not list(lab.directory.glob("[ab]"))
