@@ -230,9 +230,14 @@ class Clones:
         mount = self._mount
 
         def look() -> set[str]:
-            found = _domain_users(xml, saved, path, chain.Mountpoint(mount))
+            seen_from = chain.Mountpoint(mount)
+            found = _domain_users(xml, saved, path, seen_from)
             opened = processes_with_open({str(path), os.path.realpath(path)})
-            return found | {f"{process} has it open" for process in opened}
+            found |= {f"{process} has it open" for process in opened}
+            # Those of no domain; elsewhere than beside it nobody knows where to look.
+            return found | {
+                f"{name} stands on it" for name in chain.images_on(str(path), seen_from)
+            }
 
         return await trio.to_thread.run_sync(look, limiter=_limiter)
 

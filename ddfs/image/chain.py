@@ -209,6 +209,23 @@ def _walk(top: Image, mount: Mountpoint) -> Iterator[Image]:
     raise ChainError(f"{_shown(top.path)} stands on more than {MAX_DEPTH} images")
 
 
+def images_on(path: str, mount: Mountpoint) -> tuple[str, ...]:
+    """The names of the images beside *path*, in its directory, that stand on it, in order.
+
+    Of a chain that cannot be made out, what is made out counts. Raises OSError for a directory
+    that cannot be listed.
+    """
+    wanted = mount.resolve(path)
+    directory = os.path.dirname(path)
+    others = (name for name in sorted(os.listdir(directory)) if name != os.path.basename(path))
+    return tuple(name for name in others if _leads_to(wanted, os.path.join(directory, name), mount))
+
+
+def _leads_to(wanted: str, path: str, mount: Mountpoint) -> bool:
+    below = _walk_as_far_as_possible(Image(path, None), mount)[1:]
+    return any(mount.resolve(image.path) == wanted for image in below)
+
+
 def images_below(path: str, named: References) -> tuple[Image, ...]:
     """The local images that the header of the image at *path* names, its data file first.
 

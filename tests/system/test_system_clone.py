@@ -163,6 +163,19 @@ def test_what_another_disk_stands_on_is_not_replaced(
     assert "another disk of domain vm1 stands on it" in refused.stderr
 
 
+def test_what_an_image_of_no_domain_stands_on_is_not_replaced(host: Host, vms: Path) -> None:
+    clone(host, "base.qcow2")
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-u"]
+    subprocess.run([*command, "-b", "base.qcow2", vms / "middle.qcow2", "8M"], check=True)
+    subprocess.run([*command, "-b", vms / "middle.qcow2", vms / "top.qcow2", "8M"], check=True)
+    before = (vms / "base.qcow2").read_bytes()
+    refused = clone(host, "base.qcow2", "--replace", check=False)
+    assert refused.returncode == 2
+    assert "middle.qcow2 stands on it; top.qcow2 stands on it" in refused.stderr
+    assert (vms / "base.qcow2").read_bytes() == before
+    assert "made anew" in clone(host, "top.qcow2", "--replace").stdout
+
+
 def test_what_cannot_be(host: Host, libvirtd: Libvirtd, vms: Path, small: Published) -> None:
     (vms / "taken.qcow2").write_bytes(b"somebody's work")
     libvirtd.virsh("pool-define-as", "off", "dir", "--target", vms / "off")
