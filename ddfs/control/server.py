@@ -36,8 +36,9 @@ MAX_CONNECTIONS: Final = 1024
 # daemon's file descriptors.
 MAX_READER_CONNECTIONS: Final = 64
 
-# Between two requests on one connection, and before the first.
-IDLE_SECONDS: Final = 5.0
+# Between two requests on one connection, and before the first. A busy host may stop a client for
+# some seconds between connecting and writing.
+IDLE_SECONDS: Final = 30.0
 
 
 async def serve(

@@ -163,7 +163,7 @@ class Host:
             self.now += 3600
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(st.lists(operation, max_size=40))
 def test_judgement_no_life_of_a_host_loses_what_is_needed_or_breaks_the_quota(operations):
     host = Host()

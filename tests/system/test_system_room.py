@@ -24,7 +24,7 @@ MakeVm = Callable[[Host, str, Path], Domain]
 
 NO_GRACE = "[gc]\ngrace = 0\n"
 
-SEQUENCES = 12
+SEQUENCES = 20
 STEPS = 3
 QUOTA = 7 * MIB
 
