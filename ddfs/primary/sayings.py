@@ -7,17 +7,13 @@ same packed file is the same. Blocks; every method may run in any thread, and ra
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Final
 
 from ddfs import errors
 from ddfs.model import MAX_SIZE, Digest, HashAlgorithm
-from ddfs.primary import kernel
-
-_FRESH: Final = ".new"
+from ddfs.primary import hostfiles
 
 # A size and a hash.
 _MAX_BYTES: Final = 1024
@@ -32,23 +28,12 @@ class Sayings:
 
     def sweep(self) -> None:
         """Delete what this host was writing when it was killed. Before it writes anything."""
-        for path in self._directory.glob(f"*.{self._host_id}{_FRESH}"):
-            path.unlink(missing_ok=True)
+        hostfiles.sweep(self._directory, self._host_id)
 
     def say(self, stem: str, size: int, digest: Digest) -> None:
         """In place of what was said before; durable when it returns."""
-        fresh = self._directory / f"{stem}.{self._host_id}{_FRESH}"
-        try:
-            with fresh.open("w", encoding="ascii") as file:
-                json.dump({"size": size, digest.algorithm.value: digest.hexdigest}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, self._directory / stem)
-        except OSError:
-            with contextlib.suppress(OSError):
-                fresh.unlink()
-            raise
-        kernel.sync_directory(self._directory)
+        said = {"size": size, digest.algorithm.value: digest.hexdigest}
+        hostfiles.write(self._directory, stem, self._host_id, said)
 
     def said_of(self, stem: str) -> tuple[int, Digest] | None:
         """Size and hash; None where nobody has said anything that makes sense."""
@@ -59,6 +44,6 @@ class Sayings:
             digest = Digest(HashAlgorithm.SHA256, said[HashAlgorithm.SHA256.value])
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        except errors.InvalidValueError:
+        except errors.InvalidValueError:  # of a digest that is none
             return None
         return (size, digest) if type(size) is int and 0 <= size <= MAX_SIZE else None

@@ -25,13 +25,12 @@ from typing import Any, Final
 
 from ddfs import errors
 from ddfs.model.sharing import HostRecord, Intent, UsesRecord, is_host_id
-from ddfs.primary import kernel
+from ddfs.primary import hostfiles, kernel
 
 _HOST: Final = ".host"
 _RECORD: Final = ".json"
 _INTENT: Final = ".intent"
 _COMMITTED: Final = ".committed"
-_FRESH: Final = ".new"
 
 # Ten thousand templates, each with a few users that are named.
 MAX_RECORD_BYTES: Final = 16 * 2**20
@@ -50,8 +49,7 @@ class UsesDirectory:
 
     def sweep(self) -> None:
         """Delete what this host was writing when it was killed. Before it writes anything."""
-        for path in self._directory.glob(f"*.{self._host_id}{_FRESH}"):
-            path.unlink(missing_ok=True)
+        hostfiles.sweep(self._directory, self._host_id)
 
     # Records
 
@@ -166,20 +164,7 @@ class UsesDirectory:
                 os.unlink(self._directory / name)
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
-        # Of our own, whatever the others write at the same time.
-        fresh = self._directory / f"{name}.{self._host_id}{_FRESH}"
-        try:
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                json.dump(document, file)
-                file.flush()
-                os.fsync(fd)
-            os.replace(fresh, self._directory / name)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(fresh)
-            raise
-        kernel.sync_directory(self._directory)
+        hostfiles.write(self._directory, name, self._host_id, document)
 
 
 def _read(path: Path, most: int) -> bytes:

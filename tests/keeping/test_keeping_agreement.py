@@ -207,7 +207,7 @@ operation = st.tuples(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(st.lists(operation, min_size=10, max_size=60))
 def test_no_life_of_three_hosts_loses_what_one_of_them_needs(
     operations: list[tuple[str, str, str]],
